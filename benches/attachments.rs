@@ -83,19 +83,19 @@ struct Source {
 impl Extractor for Source {
     type Cursor = u64;
 
-    fn external_sync_units(&self, _: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError> {
+    fn external_sync_units(&self, _: &Context) -> Result<Vec<ExternalSyncUnit>, SourceError> {
         Ok(Vec::new())
     }
 
-    fn metadata(&self, _: &Context<'_>) -> Result<Value, SourceError> {
+    fn metadata(&self, _: &Context) -> Result<Value, SourceError> {
         Ok(json!({}))
     }
 
-    fn streams(&self, _: &Context<'_>) -> Result<Vec<String>, SourceError> {
+    fn streams(&self, _: &Context) -> Result<Vec<String>, SourceError> {
         Ok(vec!["attachments".to_owned()])
     }
 
-    fn page(&self, _: &Context<'_>, _: &Listing, cursor: Option<u64>) -> Result<Page<u64>, SourceError> {
+    fn page(&self, _: &Context, _: &Listing, cursor: Option<u64>) -> Result<Page<u64>, SourceError> {
         self.asked.lock().unwrap().push(Spent::now());
         let from = cursor.unwrap_or(0);
         let to = (from + GROUP).min(self.count);
@@ -107,7 +107,7 @@ impl Extractor for Source {
         Ok(page)
     }
 
-    fn open_attachment(&self, _: &Context<'_>, _: &Attachment) -> Result<AttachmentBody, AttachmentError> {
+    fn open_attachment(&self, _: &Context, _: &Attachment) -> Result<AttachmentBody, AttachmentError> {
         Ok(AttachmentBody::new(&b"bytes"[..]).length(5))
     }
 }

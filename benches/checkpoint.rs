@@ -64,19 +64,19 @@ struct Endless;
 impl Extractor for Endless {
     type Cursor = u32;
 
-    fn external_sync_units(&self, _: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError> {
+    fn external_sync_units(&self, _: &Context) -> Result<Vec<ExternalSyncUnit>, SourceError> {
         Ok(Vec::new())
     }
 
-    fn metadata(&self, _: &Context<'_>) -> Result<Value, SourceError> {
+    fn metadata(&self, _: &Context) -> Result<Value, SourceError> {
         Ok(json!({}))
     }
 
-    fn streams(&self, _: &Context<'_>) -> Result<Vec<String>, SourceError> {
+    fn streams(&self, _: &Context) -> Result<Vec<String>, SourceError> {
         Ok(vec!["issues".to_owned()])
     }
 
-    fn page(&self, _: &Context<'_>, _: &Listing, at: Option<u32>) -> Result<Page<u32>, SourceError> {
+    fn page(&self, _: &Context, _: &Listing, at: Option<u32>) -> Result<Page<u32>, SourceError> {
         let next = at.unwrap_or(0) + 1;
         let record = Record::new(format!("issue-{next}"), &json!({}))?;
         Ok(Page::more(next).record("issues", record))

@@ -157,11 +157,10 @@ fn an_invocation_is_one_span_and_each_step_of_it_an_event() {
     let mut world = World::new(2);
     world.serve = world.serve.clone().checkpoints();
     let clock = world.clock.clone();
-    let mut source =
-        Source::new(move |_: &highwater::airdrop::Context<'_>, stream: &str, at: Option<u32>| {
-            clock.advance(Duration::from_secs(4 * 60));
-            Ok(page_of(stream, at.unwrap_or(0), 9, 3))
-        });
+    let mut source = Source::new(move |_: &highwater::airdrop::Context, stream: &str, at: Option<u32>| {
+        clock.advance(Duration::from_secs(4 * 60));
+        Ok(page_of(stream, at.unwrap_or(0), 9, 3))
+    });
     world.airdrop.answer(Call::Upload, 0, Answer::Unavailable);
     world.airdrop.answer(Call::Confirm, 0, Answer::Lost);
     world.airdrop.answer(Call::Send, 0, Answer::Busy(1));
@@ -318,7 +317,7 @@ fn no_secret_is_ever_said() {
     }
     let mut source = paged(3, 2);
     source.mapping = Some(json!({ "starting_recipe_blueprint": {}, "SECRET-mapping": "SECRET-mapping" }));
-    let mut failing = Source::new(|_: &highwater::airdrop::Context<'_>, _: &str, _: Option<u32>| {
+    let mut failing = Source::new(|_: &highwater::airdrop::Context, _: &str, _: Option<u32>| {
         Err(highwater::airdrop::SourceError::from("GET https://example.org/?key=SECRET-key: 401"))
     });
     let (lives, said) = listen(|| {
@@ -358,7 +357,7 @@ fn secrets_of_a_source() {
     const SAYS: &str = "GET https://example.org/?key=SECRET-key as SECRET-token: 401";
     let mut world = World::new(1);
     world.serve = world.serve.clone().checkpoints().attachment_tries(2);
-    let page = |_: &highwater::airdrop::Context<'_>, stream: &str, at: Option<u32>| {
+    let page = |_: &highwater::airdrop::Context, stream: &str, at: Option<u32>| {
         if at.is_some() {
             return Err(SAYS.into());
         }
@@ -396,14 +395,12 @@ fn secrets_of_a_source() {
     assert!(world.airdrop.checkpoint().to_string().contains("(hidden)"), "the checkpoint has the message");
     assert!(!kept(&world).contains("SECRET"), "{}", kept(&world));
 
-    let mut panics =
-        Source::new(|_: &highwater::airdrop::Context<'_>, _: &str, _: Option<u32>| panic!("{SAYS}"));
+    let mut panics = Source::new(|_: &highwater::airdrop::Context, _: &str, _: Option<u32>| panic!("{SAYS}"));
     done(world.serve(&mut panics, &event("DATA_CONTINUE", "2")));
     assert!(world.airdrop.last().error().ends_with(hidden), "{}", world.airdrop.last().error());
 
-    let mut last = Source::new(|_: &highwater::airdrop::Context<'_>, _: &str, _: Option<u32>| {
-        Ok(highwater::Page::last())
-    });
+    let mut last =
+        Source::new(|_: &highwater::airdrop::Context, _: &str, _: Option<u32>| Ok(highwater::Page::last()));
     last.open = Some(Box::new(open));
     assert_eq!(world.serve(&mut last, &event("DATA_CONTINUE", "3")).unwrap().kind, OutcomeKind::Done);
     let outcome = world.serve(&mut last, &event("ATTACHMENTS_START", "4")).unwrap();
@@ -423,7 +420,7 @@ fn each_attachment_can_be_followed_and_so_can_a_deletion() {
     let mut world = World::new(2);
     world.serve = world.serve.clone().attachment_tries(3);
     let clock = world.clock.clone();
-    let mut source = Source::new(|_: &highwater::airdrop::Context<'_>, stream: &str, _: Option<u32>| {
+    let mut source = Source::new(|_: &highwater::airdrop::Context, stream: &str, _: Option<u32>| {
         let mut page = page_of(stream, 0, 1, 1);
         for id in ["fails", "is gone", "is whole"] {
             page.push("attachments", Attachment::new(id, "url", "name", "parent").to_record()?);

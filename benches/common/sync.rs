@@ -33,11 +33,11 @@ impl Source {
 impl Extractor for Source {
     type Cursor = u32;
 
-    fn external_sync_units(&self, _: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError> {
+    fn external_sync_units(&self, _: &Context) -> Result<Vec<ExternalSyncUnit>, SourceError> {
         Ok(Vec::new())
     }
 
-    fn metadata(&self, _: &Context<'_>) -> Result<Value, SourceError> {
+    fn metadata(&self, _: &Context) -> Result<Value, SourceError> {
         Ok(serde_json::to_value(metadata())?)
     }
 
@@ -45,11 +45,11 @@ impl Extractor for Source {
         CheckPolicy::Refuse
     }
 
-    fn streams(&self, _: &Context<'_>) -> Result<Vec<String>, SourceError> {
+    fn streams(&self, _: &Context) -> Result<Vec<String>, SourceError> {
         Ok(vec![ITEM_TYPE.to_owned()])
     }
 
-    fn page(&self, _: &Context<'_>, _: &Listing, at: Option<u32>) -> Result<Page<u32>, SourceError> {
+    fn page(&self, _: &Context, _: &Listing, at: Option<u32>) -> Result<Page<u32>, SourceError> {
         (self.asked)(self.issues.len());
         std::thread::sleep(self.answer);
         let next = at.unwrap_or(0) + 1;
@@ -67,19 +67,19 @@ pub(crate) struct Files(pub(crate) Range<u32>);
 impl Extractor for Files {
     type Cursor = u32;
 
-    fn external_sync_units(&self, _: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError> {
+    fn external_sync_units(&self, _: &Context) -> Result<Vec<ExternalSyncUnit>, SourceError> {
         Ok(Vec::new())
     }
 
-    fn metadata(&self, _: &Context<'_>) -> Result<Value, SourceError> {
+    fn metadata(&self, _: &Context) -> Result<Value, SourceError> {
         Ok(json!({}))
     }
 
-    fn streams(&self, _: &Context<'_>) -> Result<Vec<String>, SourceError> {
+    fn streams(&self, _: &Context) -> Result<Vec<String>, SourceError> {
         Ok(vec!["attachments".to_owned()])
     }
 
-    fn page(&self, _: &Context<'_>, _: &Listing, _: Option<u32>) -> Result<Page<u32>, SourceError> {
+    fn page(&self, _: &Context, _: &Listing, _: Option<u32>) -> Result<Page<u32>, SourceError> {
         let mut page = Page::last();
         for number in self.0.clone() {
             let url = format!("https://tracker.example.com/files/{number}");
@@ -90,7 +90,7 @@ impl Extractor for Files {
         Ok(page)
     }
 
-    fn open_attachment(&self, _: &Context<'_>, _: &Attachment) -> Result<AttachmentBody, AttachmentError> {
+    fn open_attachment(&self, _: &Context, _: &Attachment) -> Result<AttachmentBody, AttachmentError> {
         Ok(AttachmentBody::new(&b"bytes"[..]).length(5))
     }
 }
@@ -129,19 +129,19 @@ pub(crate) fn comment(number: u32) -> highwater::Result<Record> {
 impl Extractor for Threads {
     type Cursor = u32;
 
-    fn external_sync_units(&self, _: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError> {
+    fn external_sync_units(&self, _: &Context) -> Result<Vec<ExternalSyncUnit>, SourceError> {
         Ok(Vec::new())
     }
 
-    fn metadata(&self, _: &Context<'_>) -> Result<Value, SourceError> {
+    fn metadata(&self, _: &Context) -> Result<Value, SourceError> {
         Ok(json!({}))
     }
 
-    fn streams(&self, _: &Context<'_>) -> Result<Vec<String>, SourceError> {
+    fn streams(&self, _: &Context) -> Result<Vec<String>, SourceError> {
         Ok(vec![ITEM_TYPE.to_owned()])
     }
 
-    fn page(&self, _: &Context<'_>, listing: &Listing, at: Option<u32>) -> Result<Page<u32>, SourceError> {
+    fn page(&self, _: &Context, listing: &Listing, at: Option<u32>) -> Result<Page<u32>, SourceError> {
         if listing.parent().is_some() {
             std::thread::sleep(self.answer);
             let number: u32 = listing.data()?;
@@ -164,19 +164,19 @@ pub(crate) struct Comments(pub(crate) u32);
 impl Extractor for Comments {
     type Cursor = u32;
 
-    fn external_sync_units(&self, _: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError> {
+    fn external_sync_units(&self, _: &Context) -> Result<Vec<ExternalSyncUnit>, SourceError> {
         Ok(Vec::new())
     }
 
-    fn metadata(&self, _: &Context<'_>) -> Result<Value, SourceError> {
+    fn metadata(&self, _: &Context) -> Result<Value, SourceError> {
         Ok(json!({}))
     }
 
-    fn streams(&self, _: &Context<'_>) -> Result<Vec<String>, SourceError> {
+    fn streams(&self, _: &Context) -> Result<Vec<String>, SourceError> {
         Ok(vec!["comments".to_owned()])
     }
 
-    fn page(&self, _: &Context<'_>, _: &Listing, at: Option<u32>) -> Result<Page<u32>, SourceError> {
+    fn page(&self, _: &Context, _: &Listing, at: Option<u32>) -> Result<Page<u32>, SourceError> {
         let from = at.unwrap_or(0);
         let to = (from + 2_000).min(self.0);
         let mut page = if to < self.0 { Page::more(to) } else { Page::last() };

@@ -2,7 +2,6 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
 
 use futures_core::Stream;
 use serde::Serialize;
@@ -28,13 +27,12 @@ use super::source_error::{AttachmentError, SourceError};
 /// other call of the same invocation goes on meanwhile. With [`Serve::concurrency`](super::Serve::concurrency),
 /// several pages are awaited at once.
 ///
-/// Each call owns its [`Context`].
+/// Each call owns its arguments.
 ///
 /// ```
 /// use highwater::airdrop::{AsyncExtractor, Context, ExternalSyncUnit, Listing, SourceError};
 /// use highwater::{Page, Record};
 /// use serde_json::{Value, json};
-/// use std::sync::Arc;
 /// # struct Client;
 /// # impl Client {
 /// #     async fn issues(&self, _: u32) -> Result<(Vec<Value>, Option<u32>), std::io::Error> { Ok((vec![], None)) }
@@ -44,21 +42,21 @@ use super::source_error::{AttachmentError, SourceError};
 /// impl AsyncExtractor for Tracker {
 ///     type Cursor = u32;
 ///
-///     async fn external_sync_units(&self, _: Arc<Context<'static>>) -> Result<Vec<ExternalSyncUnit>, SourceError> {
+///     async fn external_sync_units(&self, _: Context) -> Result<Vec<ExternalSyncUnit>, SourceError> {
 ///         Ok(vec![ExternalSyncUnit::new("project", "Project", "")])
 ///     }
 ///
-///     async fn metadata(&self, _: Arc<Context<'static>>) -> Result<Value, SourceError> {
+///     async fn metadata(&self, _: Context) -> Result<Value, SourceError> {
 ///         Ok(json!({ "schema_version": "v0.2.0", "record_types": {} }))
 ///     }
 ///
-///     async fn streams(&self, _: Arc<Context<'static>>) -> Result<Vec<String>, SourceError> {
+///     async fn streams(&self, _: Context) -> Result<Vec<String>, SourceError> {
 ///         Ok(vec!["issues".to_owned()])
 ///     }
 ///
 ///     async fn page(
 ///         &self,
-///         _: Arc<Context<'static>>,
+///         _: Context,
 ///         _: Listing,
 ///         cursor: Option<u32>,
 ///     ) -> Result<Page<u32>, SourceError> {
@@ -78,19 +76,16 @@ pub trait AsyncExtractor: Sync + 'static {
     /// Like [`Extractor::external_sync_units`](super::Extractor::external_sync_units).
     fn external_sync_units(
         &self,
-        context: Arc<Context<'static>>,
+        context: Context,
     ) -> impl Future<Output = Result<Vec<ExternalSyncUnit>, SourceError>> + Send;
 
     /// Like [`Extractor::metadata`](super::Extractor::metadata).
-    fn metadata(
-        &self,
-        context: Arc<Context<'static>>,
-    ) -> impl Future<Output = Result<Value, SourceError>> + Send;
+    fn metadata(&self, context: Context) -> impl Future<Output = Result<Value, SourceError>> + Send;
 
     /// Like [`Extractor::initial_domain_mapping`](super::Extractor::initial_domain_mapping): none, unless overridden.
     fn initial_domain_mapping(
         &self,
-        context: Arc<Context<'static>>,
+        context: Context,
     ) -> impl Future<Output = Result<Option<Value>, SourceError>> + Send {
         let _ = context;
         std::future::ready(Ok(None))
@@ -102,15 +97,12 @@ pub trait AsyncExtractor: Sync + 'static {
     }
 
     /// Like [`Extractor::streams`](super::Extractor::streams).
-    fn streams(
-        &self,
-        context: Arc<Context<'static>>,
-    ) -> impl Future<Output = Result<Vec<String>, SourceError>> + Send;
+    fn streams(&self, context: Context) -> impl Future<Output = Result<Vec<String>, SourceError>> + Send;
 
     /// Like [`Extractor::page`](super::Extractor::page).
     fn page(
         &self,
-        context: Arc<Context<'static>>,
+        context: Context,
         listing: Listing,
         cursor: Option<Self::Cursor>,
     ) -> impl Future<Output = Result<Page<Self::Cursor>, SourceError>> + Send;
@@ -124,7 +116,7 @@ pub trait AsyncExtractor: Sync + 'static {
     /// Like [`Extractor::refetch`](super::Extractor::refetch).
     fn refetch(
         &self,
-        context: Arc<Context<'static>>,
+        context: Context,
         item_type: String,
         ids: Vec<String>,
     ) -> impl Future<Output = Result<Page<Self::Cursor>, SourceError>> + Send {
@@ -137,7 +129,7 @@ pub trait AsyncExtractor: Sync + 'static {
     /// Like [`Extractor::open_attachment`](super::Extractor::open_attachment): denied, unless overridden.
     fn open_attachment(
         &self,
-        context: Arc<Context<'static>>,
+        context: Context,
         attachment: Attachment,
     ) -> impl Future<Output = Result<AsyncAttachmentBody, AttachmentError>> + Send {
         let _ = context;

@@ -66,7 +66,7 @@ impl Invocation<'_> {
     pub(super) fn attachments(
         &self,
         extractor: &AnyExtractor<'_>,
-        context: &Context<'_>,
+        context: &Context,
         keeper: Option<&Keeper<'_>>,
         delivery: Delivery<'_>,
         details: &MessageDetails,
@@ -104,7 +104,7 @@ impl Invocation<'_> {
 
     /// Makes the queue of attachments ready. If a checkpoint or a state of the TypeScript SDK restored the run, it is
     /// rebuilt from the artifacts that announced them.
-    fn take_up_queue(&self, context: &Context<'_>) -> Result<(), Stop> {
+    fn take_up_queue(&self, context: &Context) -> Result<(), Stop> {
         if let Some(seconds) = context.run.delay_left_seconds()? {
             return Err(Ending::Delay { seconds, asked: false }.into());
         }

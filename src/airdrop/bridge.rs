@@ -18,7 +18,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{self, Poll, Waker};
 
 use serde_json::Value;
@@ -27,7 +27,7 @@ use tracing::Span;
 use crate::error::{BoxError, Error, Result, panic_text};
 use crate::model::ArtifactId;
 use crate::record::Attachment;
-use crate::store::{Page, Run, Store};
+use crate::store::{Page, Store};
 
 use super::answer::Outcome;
 use super::async_extractor::{AsyncAttachmentBody, AsyncExtractor, Chunks};
@@ -226,11 +226,7 @@ pub(crate) async fn drive<E: AsyncExtractor, T: Send + 'static>(
     engine: impl FnOnce(Bridge<E>) -> T + Send + 'static,
 ) -> Result<T> {
     let queue = Arc::new(Queue::new());
-    let bridge = Bridge {
-        queue: Arc::clone(&queue),
-        policy: extractor.check_policy(),
-        event_and_run: OnceLock::new(),
-    };
+    let bridge = Bridge { queue: Arc::clone(&queue), policy: extractor.check_policy() };
     let (asks, span) = (Arc::clone(&queue), Span::current());
     let (tell, told) = sync_channel(1);
     let run = move || {
@@ -277,35 +273,23 @@ pub(crate) async fn drive<E: AsyncExtractor, T: Send + 'static>(
 pub(crate) struct Bridge<E: AsyncExtractor> {
     queue: Arc<Queue<E>>,
     policy: CheckPolicy,
-    /// Handles for what is the same in every context of the invocation.
-    event_and_run: OnceLock<(Arc<Event>, Arc<Run>)>,
-}
-
-impl<E: AsyncExtractor> Bridge<E> {
-    /// A context for the author to keep.
-    fn own(&self, context: &Context<'_>) -> Arc<Context<'static>> {
-        let (event, run) = self
-            .event_and_run
-            .get_or_init(|| (Arc::new(context.event().clone()), Arc::new(context.run.another())));
-        Arc::new(context.to_own(event, run))
-    }
 }
 
 impl<E: AsyncExtractor> Extractor for Bridge<E> {
     type Cursor = E::Cursor;
 
-    fn external_sync_units(&self, context: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError> {
-        let own = self.own(context);
+    fn external_sync_units(&self, context: &Context) -> Result<Vec<ExternalSyncUnit>, SourceError> {
+        let own = context.clone();
         self.queue.ask(Some(&context.deadlines), |extractor| Box::pin(extractor.external_sync_units(own)))
     }
 
-    fn metadata(&self, context: &Context<'_>) -> Result<Value, SourceError> {
-        let own = self.own(context);
+    fn metadata(&self, context: &Context) -> Result<Value, SourceError> {
+        let own = context.clone();
         self.queue.ask(Some(&context.deadlines), |extractor| Box::pin(extractor.metadata(own)))
     }
 
-    fn initial_domain_mapping(&self, context: &Context<'_>) -> Result<Option<Value>, SourceError> {
-        let own = self.own(context);
+    fn initial_domain_mapping(&self, context: &Context) -> Result<Option<Value>, SourceError> {
+        let own = context.clone();
         self.queue.ask(Some(&context.deadlines), |extractor| Box::pin(extractor.initial_domain_mapping(own)))
     }
 
@@ -313,18 +297,18 @@ impl<E: AsyncExtractor> Extractor for Bridge<E> {
         self.policy
     }
 
-    fn streams(&self, context: &Context<'_>) -> Result<Vec<String>, SourceError> {
-        let own = self.own(context);
+    fn streams(&self, context: &Context) -> Result<Vec<String>, SourceError> {
+        let own = context.clone();
         self.queue.ask(Some(&context.deadlines), |extractor| Box::pin(extractor.streams(own)))
     }
 
     fn page(
         &self,
-        context: &Context<'_>,
+        context: &Context,
         listing: &Listing,
         cursor: Option<E::Cursor>,
     ) -> Result<Page<E::Cursor>, SourceError> {
-        let (own, listing) = (self.own(context), listing.clone());
+        let (own, listing) = (context.clone(), listing.clone());
         self.queue.ask(Some(&context.deadlines), |extractor| Box::pin(extractor.page(own, listing, cursor)))
     }
 
@@ -338,20 +322,20 @@ impl<E: AsyncExtractor> Extractor for Bridge<E> {
 
     fn refetch(
         &self,
-        context: &Context<'_>,
+        context: &Context,
         item_type: &str,
         ids: &[String],
     ) -> Result<Page<E::Cursor>, SourceError> {
-        let (own, item_type, ids) = (self.own(context), item_type.to_owned(), ids.to_vec());
+        let (own, item_type, ids) = (context.clone(), item_type.to_owned(), ids.to_vec());
         self.queue.ask(Some(&context.deadlines), |extractor| Box::pin(extractor.refetch(own, item_type, ids)))
     }
 
     fn open_attachment(
         &self,
-        context: &Context<'_>,
+        context: &Context,
         attachment: &Attachment,
     ) -> Result<AttachmentBody, AttachmentError> {
-        let (own, attachment) = (self.own(context), attachment.clone());
+        let (own, attachment) = (context.clone(), attachment.clone());
         let AsyncAttachmentBody { chunks, length_bytes, content_type } =
             self.queue.ask(Some(&context.deadlines), |extractor| {
                 Box::pin(extractor.open_attachment(own, attachment))

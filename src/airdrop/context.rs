@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,22 +18,23 @@ use super::event::Event;
 use super::sdk::Scope;
 use super::window::Window;
 
-/// The invocation as an extractor sees it: the event, the run, and what to extract.
-pub struct Context<'a> {
-    pub(super) event: Held<'a, Event>,
-    pub(super) run: Held<'a, Run>,
+/// The invocation as an extractor sees it: the event, the run, and what to extract. A clone is cheap.
+#[derive(Clone)]
+pub struct Context {
+    pub(super) event: Arc<Event>,
+    pub(super) run: Arc<Run>,
     pub(super) deadlines: Arc<Deadlines>,
     pub(super) window: Option<Window>,
     pub(super) scope: Arc<Scope>,
     pub(super) connector_state: Option<Arc<Value>>,
     /// Values set by earlier pages that are not stored yet.
-    pub(super) values_ahead: ValuesAhead,
+    pub(super) values_ahead: Arc<ValuesAhead>,
 }
 
 /// Values by key, as JSON; `None`: the value is removed.
 pub(super) type ValuesAhead = BTreeMap<String, Option<String>>;
 
-impl fmt::Debug for Context<'_> {
+impl fmt::Debug for Context {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Context")
             .field("event", &*self.event)
@@ -43,51 +43,10 @@ impl fmt::Debug for Context<'_> {
     }
 }
 
-/// A value that the engine lends, or that is held by an owner that may outlive the engine.
-pub(super) enum Held<'a, T> {
-    Lent(&'a T),
-    #[cfg(feature = "async")]
-    Own(Arc<T>),
-}
-
-impl<T> Deref for Held<'_, T> {
-    type Target = T;
-
-    fn deref(&self) -> &T {
-        match self {
-            Held::Lent(lent) => lent,
-            #[cfg(feature = "async")]
-            Held::Own(own) => own,
-        }
-    }
-}
-
-impl Context<'_> {
-    /// The same, to outlive the engine. `event` and `run` are handles that were created before.
-    #[cfg(feature = "async")]
-    pub(super) fn to_own(&self, event: &Arc<Event>, run: &Arc<Run>) -> Context<'static> {
-        Context {
-            event: Held::Own(Arc::clone(event)),
-            run: Held::Own(Arc::clone(run)),
-            deadlines: Arc::clone(&self.deadlines),
-            window: self.window,
-            scope: Arc::clone(&self.scope),
-            connector_state: self.connector_state.clone(),
-            values_ahead: self.values_ahead.clone(),
-        }
-    }
-
+impl Context {
     /// The same, for a page that comes after pages that set these values and are not stored yet.
-    pub(super) fn ahead(&self, values: ValuesAhead) -> Context<'_> {
-        Context {
-            event: Held::Lent(&self.event),
-            run: Held::Lent(&self.run),
-            deadlines: Arc::clone(&self.deadlines),
-            window: self.window,
-            scope: Arc::clone(&self.scope),
-            connector_state: self.connector_state.clone(),
-            values_ahead: values,
-        }
+    pub(super) fn ahead(&self, values: ValuesAhead) -> Self {
+        Self { values_ahead: Arc::new(values), ..self.clone() }
     }
 
     /// The event that is being answered.

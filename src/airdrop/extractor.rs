@@ -32,7 +32,7 @@ pub trait Extractor: Sync {
     ///
     /// # Errors
     /// Whatever went wrong. The answer is an ERROR with its text.
-    fn external_sync_units(&self, context: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError>;
+    fn external_sync_units(&self, context: &Context) -> Result<Vec<ExternalSyncUnit>, SourceError>;
 
     /// Describes the record types: the external domain metadata document. [`Metadata`](crate::record::Metadata) is a
     /// typed way to write one.
@@ -42,7 +42,7 @@ pub trait Extractor: Sync {
     ///
     /// # Errors
     /// Whatever went wrong. The answer is an ERROR with its text.
-    fn metadata(&self, context: &Context<'_>) -> Result<Value, SourceError>;
+    fn metadata(&self, context: &Context) -> Result<Value, SourceError>;
 
     /// Returns the connector's *initial domain mapping*: a JSON document of its own, which says how its records become
     /// the platform's. It is installed once per version of the snap-in, before anything else in the first phase of a
@@ -52,7 +52,7 @@ pub trait Extractor: Sync {
     ///
     /// # Errors
     /// Whatever went wrong. The answer is an ERROR with its text; the next event of the run tries again.
-    fn initial_domain_mapping(&self, context: &Context<'_>) -> Result<Option<Value>, SourceError> {
+    fn initial_domain_mapping(&self, context: &Context) -> Result<Option<Value>, SourceError> {
         let _ = context;
         Ok(None)
     }
@@ -70,7 +70,7 @@ pub trait Extractor: Sync {
     ///
     /// # Errors
     /// Whatever went wrong; answered like an error of a page.
-    fn streams(&self, context: &Context<'_>) -> Result<Vec<String>, SourceError>;
+    fn streams(&self, context: &Context) -> Result<Vec<String>, SourceError>;
 
     /// Fetches one page of a listing. `cursor` is the one that the page before returned; `None` at the listing's start
     /// in a run.
@@ -81,7 +81,7 @@ pub trait Extractor: Sync {
     /// [`SourceError::Temporary`] the page is fetched again. Everything else ends the invocation with ERROR.
     fn page(
         &self,
-        context: &Context<'_>,
+        context: &Context,
         listing: &Listing,
         cursor: Option<Self::Cursor>,
     ) -> Result<Page<Self::Cursor>, SourceError>;
@@ -117,10 +117,10 @@ pub trait Extractor: Sync {
     ///
     /// impl Extractor for Tracker {
     ///     type Cursor = u32;
-    ///     # fn external_sync_units(&self, _: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError> { Ok(vec![]) }
-    ///     # fn metadata(&self, _: &Context<'_>) -> Result<Value, SourceError> { Ok(json!({})) }
-    ///     # fn streams(&self, _: &Context<'_>) -> Result<Vec<String>, SourceError> { Ok(vec!["issues".into()]) }
-    ///     fn page(&self, _: &Context<'_>, _: &Listing, cursor: Option<u32>) -> Result<Page<u32>, SourceError> {
+    ///     # fn external_sync_units(&self, _: &Context) -> Result<Vec<ExternalSyncUnit>, SourceError> { Ok(vec![]) }
+    ///     # fn metadata(&self, _: &Context) -> Result<Value, SourceError> { Ok(json!({})) }
+    ///     # fn streams(&self, _: &Context) -> Result<Vec<String>, SourceError> { Ok(vec!["issues".into()]) }
+    ///     fn page(&self, _: &Context, _: &Listing, cursor: Option<u32>) -> Result<Page<u32>, SourceError> {
     ///         let (issues, next) = self.client.issues(cursor)?;
     ///         let mut page = Page::with_next(next);
     ///         for raw in issues {
@@ -133,7 +133,7 @@ pub trait Extractor: Sync {
     ///         item_type == "issues"
     ///     }
     ///
-    ///     fn refetch(&self, _: &Context<'_>, item_type: &str, ids: &[String]) -> Result<Page<u32>, SourceError> {
+    ///     fn refetch(&self, _: &Context, item_type: &str, ids: &[String]) -> Result<Page<u32>, SourceError> {
     ///         let mut page = Page::last();
     ///         for id in ids {
     ///             match self.client.issue(id)? {
@@ -150,7 +150,7 @@ pub trait Extractor: Sync {
     /// Those of a page. Ids that were decided before stay decided.
     fn refetch(
         &self,
-        context: &Context<'_>,
+        context: &Context,
         item_type: &str,
         ids: &[String],
     ) -> Result<Page<Self::Cursor>, SourceError> {
@@ -166,7 +166,7 @@ pub trait Extractor: Sync {
     /// Why it was not opened. Unless overridden, every attachment is denied.
     fn open_attachment(
         &self,
-        context: &Context<'_>,
+        context: &Context,
         attachment: &Attachment,
     ) -> Result<AttachmentBody, AttachmentError> {
         let _ = context;

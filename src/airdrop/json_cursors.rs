@@ -26,15 +26,15 @@ pub(super) struct JsonCursors<'e, E>(pub(super) &'e E);
 impl<E: Extractor> Extractor for JsonCursors<'_, E> {
     type Cursor = CursorJson;
 
-    fn external_sync_units(&self, context: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError> {
+    fn external_sync_units(&self, context: &Context) -> Result<Vec<ExternalSyncUnit>, SourceError> {
         self.0.external_sync_units(context)
     }
 
-    fn metadata(&self, context: &Context<'_>) -> Result<Value, SourceError> {
+    fn metadata(&self, context: &Context) -> Result<Value, SourceError> {
         self.0.metadata(context)
     }
 
-    fn initial_domain_mapping(&self, context: &Context<'_>) -> Result<Option<Value>, SourceError> {
+    fn initial_domain_mapping(&self, context: &Context) -> Result<Option<Value>, SourceError> {
         self.0.initial_domain_mapping(context)
     }
 
@@ -42,13 +42,13 @@ impl<E: Extractor> Extractor for JsonCursors<'_, E> {
         self.0.check_policy()
     }
 
-    fn streams(&self, context: &Context<'_>) -> Result<Vec<String>, SourceError> {
+    fn streams(&self, context: &Context) -> Result<Vec<String>, SourceError> {
         self.0.streams(context)
     }
 
     fn page(
         &self,
-        context: &Context<'_>,
+        context: &Context,
         listing: &Listing,
         cursor: Option<CursorJson>,
     ) -> Result<Page<CursorJson>, SourceError> {
@@ -63,7 +63,7 @@ impl<E: Extractor> Extractor for JsonCursors<'_, E> {
 
     fn refetch(
         &self,
-        context: &Context<'_>,
+        context: &Context,
         item_type: &str,
         ids: &[String],
     ) -> Result<Page<CursorJson>, SourceError> {
@@ -72,7 +72,7 @@ impl<E: Extractor> Extractor for JsonCursors<'_, E> {
 
     fn open_attachment(
         &self,
-        context: &Context<'_>,
+        context: &Context,
         attachment: &Attachment,
     ) -> Result<AttachmentBody, AttachmentError> {
         self.0.open_attachment(context, attachment)

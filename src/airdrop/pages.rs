@@ -85,7 +85,7 @@ impl Invocation<'_> {
     pub(super) fn data(
         &self,
         extractor: &AnyExtractor<'_>,
-        context: &Context<'_>,
+        context: &Context,
         keeper: Option<&Keeper<'_>>,
         mut delivery: Delivery<'_>,
         mut details: MessageDetails,
@@ -150,7 +150,7 @@ struct InFlight {
 struct Pages<'p, 'd> {
     invocation: &'p Invocation<'p>,
     extractor: &'p AnyExtractor<'p>,
-    context: &'p Context<'p>,
+    context: &'p Context,
     keeper: Option<&'p Keeper<'p>>,
     delivery: &'p mut Delivery<'d>,
     lanes: PageLanes<'p>,
@@ -176,7 +176,7 @@ impl<'p, 'd> Pages<'p, 'd> {
     fn new(
         invocation: &'p Invocation<'p>,
         extractor: &'p AnyExtractor<'p>,
-        context: &'p Context<'p>,
+        context: &'p Context,
         keeper: Option<&'p Keeper<'p>>,
         delivery: &'p mut Delivery<'d>,
         lanes: PageLanes<'p>,

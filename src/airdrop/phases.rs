@@ -16,7 +16,7 @@ use crate::record::Record;
 use crate::store::{Page, Run, WindowRow};
 
 use super::check::{CheckPolicy, Checks};
-use super::context::{Context, Held, ValuesAhead};
+use super::context::{Context, ValuesAhead};
 use super::delivery::Delivery;
 use super::extractor::{ExternalSyncUnit, caught};
 use super::invocation::{Ending, Invocation, Stop};
@@ -37,21 +37,21 @@ const SCOPE: &str = "scope";
 
 impl Invocation<'_> {
     /// The context of an extractor's calls in this invocation.
-    pub(super) fn context<'c>(
-        &'c self,
-        run: &'c Run,
+    pub(super) fn context(
+        &self,
+        run: &Run,
         keeper: Option<&Keeper<'_>>,
         phase: Phase,
-    ) -> Result<Context<'c>, Stop> {
+    ) -> Result<Context, Stop> {
         let window = self.window(run, phase)?;
         let scope = self.scope(run, keeper, phase)?;
         let connector_state = match keeper {
             Some(keeper) if run.sdk_attachments()?.is_some() => keeper.connector_state()?.map(Arc::new),
             _ => None,
         };
-        let (event, run) = (Held::Lent(self.event), Held::Lent(run));
+        let (event, run) = (Arc::new(self.event.clone()), Arc::new(run.another()));
         let (deadlines, scope) = (Arc::clone(&self.deadlines), Arc::new(scope));
-        let values_ahead = ValuesAhead::new();
+        let values_ahead = Arc::new(ValuesAhead::new());
         Ok(Context { event, run, deadlines, window, scope, connector_state, values_ahead })
     }
 
@@ -98,7 +98,7 @@ impl Invocation<'_> {
     pub(super) fn domain_mapping(
         &self,
         extractor: &AnyExtractor<'_>,
-        context: &Context<'_>,
+        context: &Context,
         phase: Phase,
     ) -> Result<(), Stop> {
         let run = &*context.run;
@@ -138,7 +138,7 @@ impl Invocation<'_> {
     pub(super) fn external_sync_units(
         &self,
         extractor: &AnyExtractor<'_>,
-        context: &Context<'_>,
+        context: &Context,
         delivery: &mut Delivery<'_>,
         inline: &mut Option<Vec<Box<RawValue>>>,
     ) -> Result<(), Stop> {
@@ -169,7 +169,7 @@ impl Invocation<'_> {
     pub(super) fn metadata(
         &self,
         extractor: &AnyExtractor<'_>,
-        context: &Context<'_>,
+        context: &Context,
         delivery: &mut Delivery<'_>,
     ) -> Result<(), Stop> {
         let stream = StreamName::new(METADATA)?;
@@ -189,7 +189,7 @@ impl Invocation<'_> {
     pub(super) fn checks(
         &self,
         extractor: &AnyExtractor<'_>,
-        context: &Context<'_>,
+        context: &Context,
     ) -> Result<Option<Checks>, Stop> {
         if extractor.check_policy() == CheckPolicy::Off {
             return Ok(None);
@@ -204,7 +204,7 @@ impl Invocation<'_> {
     /// short; in a phase without DELAY, if it fits into the budget.
     pub(super) fn ask<T>(
         &self,
-        context: &Context<'_>,
+        context: &Context,
         phase: Phase,
         mut ask: impl FnMut() -> Result<T, SourceError>,
     ) -> Result<T, Stop> {

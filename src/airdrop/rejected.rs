@@ -16,7 +16,7 @@ use super::json_cursors::{AnyExtractor, CursorJson};
 pub(super) fn refetch(
     invocation: &Invocation<'_>,
     extractor: &AnyExtractor<'_>,
-    context: &Context<'_>,
+    context: &Context,
     item_type: &str,
     ids: &[String],
 ) -> Result<Page<CursorJson>, Stop> {

@@ -309,13 +309,13 @@ impl Invocation<'_> {
     }
 
     /// Prepares a phase, before anything is requested from the extractor.
-    fn begin<'c>(
-        &'c self,
+    fn begin(
+        &self,
         extractor: &AnyExtractor<'_>,
-        run: &'c Run,
+        run: &Run,
         keeper: Option<&Keeper<'_>>,
         phase: Phase,
-    ) -> Result<Context<'c>, Stop> {
+    ) -> Result<Context, Stop> {
         let context = self.context(run, keeper, phase)?;
         self.domain_mapping(extractor, &context, phase)?;
         Ok(context)

@@ -212,21 +212,21 @@ mod tests {
     impl Extractor for Issues {
         type Cursor = (u32, u32);
 
-        fn external_sync_units(&self, _: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError> {
+        fn external_sync_units(&self, _: &Context) -> Result<Vec<ExternalSyncUnit>, SourceError> {
             Ok(Vec::new())
         }
 
-        fn metadata(&self, _: &Context<'_>) -> Result<Value, SourceError> {
+        fn metadata(&self, _: &Context) -> Result<Value, SourceError> {
             Ok(json!({ "schema_version": "v0.2.0", "record_types": {} }))
         }
 
-        fn streams(&self, _: &Context<'_>) -> Result<Vec<String>, SourceError> {
+        fn streams(&self, _: &Context) -> Result<Vec<String>, SourceError> {
             Ok(vec!["issues".to_owned()])
         }
 
         fn page(
             &self,
-            _: &Context<'_>,
+            _: &Context,
             _: &Listing,
             cursor: Option<(u32, u32)>,
         ) -> Result<Page<(u32, u32)>, SourceError> {

@@ -156,7 +156,7 @@ impl SimSource {
     /// A page of a child listing, which may name another.
     fn child_page(
         &self,
-        context: &Context<'_>,
+        context: &Context,
         listing: &Listing,
         parent: &str,
         at: u32,
@@ -235,11 +235,11 @@ fn number_of(text: &str) -> u64 {
 impl Extractor for SimSource {
     type Cursor = SimCursor;
 
-    fn external_sync_units(&self, _: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError> {
+    fn external_sync_units(&self, _: &Context) -> Result<Vec<ExternalSyncUnit>, SourceError> {
         Ok(vec![ExternalSyncUnit::new("simulated", "Simulated", "made up")])
     }
 
-    fn metadata(&self, _: &Context<'_>) -> Result<Value, SourceError> {
+    fn metadata(&self, _: &Context) -> Result<Value, SourceError> {
         if self.checks() == CheckPolicy::Off {
             return Ok(
                 json!({ "schema_version": "v0.2.0", "record_types": {}, "reading": self.life.reads() }),
@@ -250,7 +250,7 @@ impl Extractor for SimSource {
         Ok(json!({ "schema_version": "v0.2.0", "record_types": Value::from_iter(types) }))
     }
 
-    fn initial_domain_mapping(&self, _: &Context<'_>) -> Result<Option<Value>, SourceError> {
+    fn initial_domain_mapping(&self, _: &Context) -> Result<Option<Value>, SourceError> {
         Ok(self.life.is(Setting::Mapping).then(|| json!({ "additional_mappings": {} })))
     }
 
@@ -258,13 +258,13 @@ impl Extractor for SimSource {
         self.checks()
     }
 
-    fn streams(&self, _: &Context<'_>) -> Result<Vec<String>, SourceError> {
+    fn streams(&self, _: &Context) -> Result<Vec<String>, SourceError> {
         Ok(STREAMS.iter().take(self.shape.streams.into()).map(|&stream| stream.to_owned()).collect())
     }
 
     fn page(
         &self,
-        context: &Context<'_>,
+        context: &Context,
         listing: &Listing,
         cursor: Option<SimCursor>,
     ) -> Result<Page<SimCursor>, SourceError> {
@@ -329,7 +329,7 @@ impl Extractor for SimSource {
     /// ones differs in each run.
     fn refetch(
         &self,
-        context: &Context<'_>,
+        context: &Context,
         item_type: &str,
         ids: &[String],
     ) -> Result<Page<SimCursor>, SourceError> {
@@ -359,7 +359,7 @@ impl Extractor for SimSource {
 
     fn open_attachment(
         &self,
-        _: &Context<'_>,
+        _: &Context,
         attachment: &Attachment,
     ) -> Result<AttachmentBody, AttachmentError> {
         let Attachment { id, parent_id, url, .. } = attachment;

@@ -55,15 +55,15 @@ impl<E> Watched<E> {
 impl<E: Extractor> Extractor for Watched<E> {
     type Cursor = E::Cursor;
 
-    fn external_sync_units(&self, context: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError> {
+    fn external_sync_units(&self, context: &Context) -> Result<Vec<ExternalSyncUnit>, SourceError> {
         self.extractor.external_sync_units(context)
     }
 
-    fn metadata(&self, context: &Context<'_>) -> Result<Value, SourceError> {
+    fn metadata(&self, context: &Context) -> Result<Value, SourceError> {
         self.extractor.metadata(context)
     }
 
-    fn initial_domain_mapping(&self, context: &Context<'_>) -> Result<Option<Value>, SourceError> {
+    fn initial_domain_mapping(&self, context: &Context) -> Result<Option<Value>, SourceError> {
         self.extractor.initial_domain_mapping(context)
     }
 
@@ -71,13 +71,13 @@ impl<E: Extractor> Extractor for Watched<E> {
         self.extractor.check_policy()
     }
 
-    fn streams(&self, context: &Context<'_>) -> Result<Vec<String>, SourceError> {
+    fn streams(&self, context: &Context) -> Result<Vec<String>, SourceError> {
         self.extractor.streams(context)
     }
 
     fn page(
         &self,
-        context: &Context<'_>,
+        context: &Context,
         listing: &Listing,
         cursor: Option<E::Cursor>,
     ) -> Result<Page<E::Cursor>, SourceError> {
@@ -127,7 +127,7 @@ impl<E: Extractor> Extractor for Watched<E> {
 
     fn refetch(
         &self,
-        context: &Context<'_>,
+        context: &Context,
         item_type: &str,
         ids: &[String],
     ) -> Result<Page<E::Cursor>, SourceError> {
@@ -157,7 +157,7 @@ impl<E: Extractor> Extractor for Watched<E> {
 
     fn open_attachment(
         &self,
-        context: &Context<'_>,
+        context: &Context,
         attachment: &Attachment,
     ) -> Result<AttachmentBody, AttachmentError> {
         let named = (attachment.parent_id.clone(), attachment.id.clone());
@@ -306,7 +306,7 @@ impl<E: Extractor> Watched<E> {
 
     /// What a page has; bad are records that the extractor rejects itself, or, if that is its policy, by what its
     /// metadata declares.
-    fn split(&self, context: &Context<'_>, page: &Page<E::Cursor>) -> Result<Split, SourceError> {
+    fn split(&self, context: &Context, page: &Page<E::Cursor>) -> Result<Split, SourceError> {
         let scope = self.life.is(Setting::Scope);
         let wanted = |item_type: &str| !(scope && item_type == OUT_OF_SCOPE);
         let metadata = match self.extractor.check_policy() {
@@ -338,7 +338,7 @@ impl<E: Extractor> Watched<E> {
     }
 
     /// Checks that the run has requested the rejected records of earlier runs before its first page.
-    fn check_asked(&self, context: &Context<'_>) -> Result<(), Violation> {
+    fn check_asked(&self, context: &Context) -> Result<(), Violation> {
         let id = self.life.run(context);
         let mut inner = self.life.world.lock();
         let Some(run) = inner.runs.iter().find(|run| run.id == id).cloned() else { return Ok(()) };
@@ -375,7 +375,7 @@ fn name_of(stream: &str, parent: Option<&str>) -> String {
 
 impl Life {
     /// The current run, as the world knows it: an event may have no run id.
-    fn run(&self, context: &Context<'_>) -> String {
+    fn run(&self, context: &Context) -> String {
         let inner = self.world.lock();
         match inner.sent.last() {
             Some(event) if inner.is(Setting::NoIds) => event.run.clone(),
@@ -434,7 +434,7 @@ impl Drop for WatchedBody {
 
 impl<E> Watched<E> {
     /// Compares what the extractor gets with what the world has seen.
-    fn check(&self, context: &Context<'_>, stream: &str, at: Option<&String>) -> Result<(), Violation> {
+    fn check(&self, context: &Context, stream: &str, at: Option<&String>) -> Result<(), Violation> {
         let id = &self.life.run(context);
         let mut inner = self.life.world.lock();
         if let Some(pages) = inner.pages.get(&(id.to_owned(), stream.to_owned())) {

@@ -72,23 +72,17 @@ struct Awaited(SimSource);
 impl AsyncExtractor for Awaited {
     type Cursor = SimCursor;
 
-    async fn external_sync_units(
-        &self,
-        context: Arc<Context<'static>>,
-    ) -> Result<Vec<ExternalSyncUnit>, SourceError> {
+    async fn external_sync_units(&self, context: Context) -> Result<Vec<ExternalSyncUnit>, SourceError> {
         once_pending().await;
         self.0.external_sync_units(&context)
     }
 
-    async fn metadata(&self, context: Arc<Context<'static>>) -> Result<Value, SourceError> {
+    async fn metadata(&self, context: Context) -> Result<Value, SourceError> {
         once_pending().await;
         self.0.metadata(&context)
     }
 
-    async fn initial_domain_mapping(
-        &self,
-        context: Arc<Context<'static>>,
-    ) -> Result<Option<Value>, SourceError> {
+    async fn initial_domain_mapping(&self, context: Context) -> Result<Option<Value>, SourceError> {
         once_pending().await;
         self.0.initial_domain_mapping(&context)
     }
@@ -97,14 +91,14 @@ impl AsyncExtractor for Awaited {
         self.0.check_policy()
     }
 
-    async fn streams(&self, context: Arc<Context<'static>>) -> Result<Vec<String>, SourceError> {
+    async fn streams(&self, context: Context) -> Result<Vec<String>, SourceError> {
         once_pending().await;
         self.0.streams(&context)
     }
 
     async fn page(
         &self,
-        context: Arc<Context<'static>>,
+        context: Context,
         listing: Listing,
         cursor: Option<SimCursor>,
     ) -> Result<Page<SimCursor>, SourceError> {
@@ -118,7 +112,7 @@ impl AsyncExtractor for Awaited {
 
     async fn refetch(
         &self,
-        context: Arc<Context<'static>>,
+        context: Context,
         item_type: String,
         ids: Vec<String>,
     ) -> Result<Page<SimCursor>, SourceError> {
@@ -128,7 +122,7 @@ impl AsyncExtractor for Awaited {
 
     async fn open_attachment(
         &self,
-        context: Arc<Context<'static>>,
+        context: Context,
         attachment: Attachment,
     ) -> Result<AsyncAttachmentBody, AttachmentError> {
         once_pending().await;
@@ -279,24 +273,21 @@ impl Drop for Counts {
 impl AsyncExtractor for Tracker {
     type Cursor = u32;
 
-    async fn external_sync_units(
-        &self,
-        _: Arc<Context<'static>>,
-    ) -> Result<Vec<ExternalSyncUnit>, SourceError> {
+    async fn external_sync_units(&self, _: Context) -> Result<Vec<ExternalSyncUnit>, SourceError> {
         Ok(Vec::new())
     }
 
-    async fn metadata(&self, _: Arc<Context<'static>>) -> Result<Value, SourceError> {
+    async fn metadata(&self, _: Context) -> Result<Value, SourceError> {
         Ok(json!({ "schema_version": "v0.2.0", "record_types": {} }))
     }
 
-    async fn streams(&self, _: Arc<Context<'static>>) -> Result<Vec<String>, SourceError> {
+    async fn streams(&self, _: Context) -> Result<Vec<String>, SourceError> {
         Ok(self.streams.iter().map(|&stream| stream.to_owned()).collect())
     }
 
     async fn page(
         &self,
-        context: Arc<Context<'static>>,
+        context: Context,
         listing: Listing,
         cursor: Option<u32>,
     ) -> Result<Page<u32>, SourceError> {
@@ -328,7 +319,7 @@ impl AsyncExtractor for Tracker {
 
     async fn open_attachment(
         &self,
-        _: Arc<Context<'static>>,
+        _: Context,
         attachment: Attachment,
     ) -> Result<AsyncAttachmentBody, AttachmentError> {
         once_pending().await;

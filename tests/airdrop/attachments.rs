@@ -177,19 +177,19 @@ impl Files {
 impl Extractor for Files {
     type Cursor = usize;
 
-    fn external_sync_units(&self, _: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError> {
+    fn external_sync_units(&self, _: &Context) -> Result<Vec<ExternalSyncUnit>, SourceError> {
         Ok(Vec::new())
     }
 
-    fn metadata(&self, _: &Context<'_>) -> Result<Value, SourceError> {
+    fn metadata(&self, _: &Context) -> Result<Value, SourceError> {
         Ok(json!({ "schema_version": "v0.2.0", "record_types": {} }))
     }
 
-    fn streams(&self, _: &Context<'_>) -> Result<Vec<String>, SourceError> {
+    fn streams(&self, _: &Context) -> Result<Vec<String>, SourceError> {
         Ok(vec!["issues".to_owned()])
     }
 
-    fn page(&self, _: &Context<'_>, _: &Listing, cursor: Option<usize>) -> Result<Page<usize>, SourceError> {
+    fn page(&self, _: &Context, _: &Listing, cursor: Option<usize>) -> Result<Page<usize>, SourceError> {
         let at = cursor.unwrap_or(0);
         let mut page = if at + 1 < self.pages.len() { Page::more(at + 1) } else { Page::last() };
         page.push("issues", Record::new(format!("issue-{at}"), &json!({ "page": at }))?);
@@ -204,7 +204,7 @@ impl Extractor for Files {
 
     fn open_attachment(
         &self,
-        _: &Context<'_>,
+        _: &Context,
         attachment: &Attachment,
     ) -> Result<AttachmentBody, AttachmentError> {
         let name = name_of(attachment);
@@ -977,7 +977,7 @@ fn what_waits_for_longer_than_the_invocation_makes_delay() {
 fn no_more_than_a_thousand_attachments_are_begun_and_not_settled() {
     const COUNT: usize = 1_030;
     let world = crate::world::World::new(2_000);
-    let mut source = crate::world::Source::new(|_: &Context<'_>, _: &str, _: Option<u32>| {
+    let mut source = crate::world::Source::new(|_: &Context, _: &str, _: Option<u32>| {
         let mut page = Page::last();
         for number in 0..COUNT {
             page.push("attachments", attachment(number, 0).to_record()?);

@@ -380,22 +380,17 @@ impl Extractor for Newer {
     type Cursor = NewCursor;
     fn external_sync_units(
         &self,
-        _: &Context<'_>,
+        _: &Context,
     ) -> Result<Vec<highwater::airdrop::ExternalSyncUnit>, SourceError> {
         unreachable!()
     }
-    fn metadata(&self, _: &Context<'_>) -> Result<Value, SourceError> {
+    fn metadata(&self, _: &Context) -> Result<Value, SourceError> {
         unreachable!()
     }
-    fn streams(&self, _: &Context<'_>) -> Result<Vec<String>, SourceError> {
+    fn streams(&self, _: &Context) -> Result<Vec<String>, SourceError> {
         Ok(vec!["issues".to_owned()])
     }
-    fn page(
-        &self,
-        _: &Context<'_>,
-        _: &Listing,
-        _: Option<NewCursor>,
-    ) -> Result<Page<NewCursor>, SourceError> {
+    fn page(&self, _: &Context, _: &Listing, _: Option<NewCursor>) -> Result<Page<NewCursor>, SourceError> {
         panic!("nothing is to be fetched")
     }
 }
@@ -540,7 +535,7 @@ fn a_full_or_failing_disk_is_an_error_that_names_the_store_and_loses_nothing() {
             })
         };
         let source = || {
-            Source::new(move |_: &Context<'_>, stream: &str, cursor: Option<u32>| {
+            Source::new(move |_: &Context, stream: &str, cursor: Option<u32>| {
                 Ok(big(stream, cursor.unwrap_or(0)))
             })
         };

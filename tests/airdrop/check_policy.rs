@@ -42,7 +42,7 @@ fn page(stream: &str, at: u32, pages: u32, is_bad: impl Fn(u32) -> bool) -> Page
 
 /// A source of pages, the first two records of each bad.
 fn half_bad(pages: u32, policy: CheckPolicy) -> Source<'static> {
-    checked(policy, move |_: &Context<'_>, stream: &str, at: Option<u32>| {
+    checked(policy, move |_: &Context, stream: &str, at: Option<u32>| {
         Ok(page(stream, at.unwrap_or(0), pages, |item| item < 2))
     })
 }
@@ -129,7 +129,7 @@ fn off_checks_nothing_and_does_not_ask_for_the_metadata_again() {
 #[test]
 fn report_counts_what_it_finds_keeps_the_first_of_each_kind_and_delivers_all() {
     let place = Place::new();
-    let mut source = checked(CheckPolicy::Report, |_: &Context<'_>, stream: &str, at: Option<u32>| {
+    let mut source = checked(CheckPolicy::Report, |_: &Context, stream: &str, at: Option<u32>| {
         let at = at.unwrap_or(0);
         let more = Record::new(format!("more-{at}"), &json!({ "is": "more", "colour": "red" }))?;
         Ok(page(stream, at, 7, |item| item < 2).record("issues", more))
@@ -167,7 +167,7 @@ fn report_counts_what_it_finds_keeps_the_first_of_each_kind_and_delivers_all() {
 fn a_refused_page_is_fetched_again_and_after_mending_goes_on_without_loss_or_repetition() {
     let place = Place::new();
     let mended = AtomicU32::new(0);
-    let mut source = checked(CheckPolicy::Refuse, |_: &Context<'_>, stream: &str, at: Option<u32>| {
+    let mut source = checked(CheckPolicy::Refuse, |_: &Context, stream: &str, at: Option<u32>| {
         let at = at.unwrap_or(0);
         Ok(page(stream, at, 3, |item| at == 1 && item > 1 && mended.load(Ordering::Relaxed) == 0))
     });
@@ -201,7 +201,7 @@ fn a_refused_page_is_fetched_again_and_after_mending_goes_on_without_loss_or_rep
 fn what_was_changed_on_the_way_into_a_record_is_counted_under_every_policy() {
     for policy in [CheckPolicy::Off, CheckPolicy::Report, CheckPolicy::Refuse] {
         let place = Place::new();
-        let mut source = checked(policy, |_: &Context<'_>, _: &str, _: Option<u32>| {
+        let mut source = checked(policy, |_: &Context, _: &str, _: Option<u32>| {
             let half = |id: &str| Record::from_raw(id, r#"{"is":"cut \ud83d"}"#);
             Ok(Page::last().record("issues", half("1")?).record("issues", half("2")?))
         });
@@ -216,7 +216,7 @@ fn what_was_changed_on_the_way_into_a_record_is_counted_under_every_policy() {
 #[test]
 fn warnings_and_ids_that_stand_twice_on_a_page_are_counted_and_not_refused() {
     let place = Place::new();
-    let mut source = checked(CheckPolicy::Refuse, |_: &Context<'_>, _: &str, _: Option<u32>| {
+    let mut source = checked(CheckPolicy::Refuse, |_: &Context, _: &str, _: Option<u32>| {
         let record = || Record::new("1", &json!({ "is": "twice", "colour": "red" })).unwrap();
         Ok(Page::last().record("issues", record()).record("issues", record()))
     });
@@ -234,7 +234,7 @@ fn an_item_type_that_is_not_declared_is_a_finding_in_each_of_its_records_but_att
         [(CheckPolicy::Report, OutcomeKind::Done), (CheckPolicy::Refuse, OutcomeKind::Error)]
     {
         let place = Place::new();
-        let mut source = checked(policy, |_: &Context<'_>, _: &str, _: Option<u32>| {
+        let mut source = checked(policy, |_: &Context, _: &str, _: Option<u32>| {
             let issue = |id: &str| Record::new(id, &json!({ "is": id })).unwrap();
             let page = Page::last().record("isues", issue("1")).record("isues", issue("2"));
             Ok(page.record("attachments", Record::flat(&attachment)?).record("issues", issue("3")))
@@ -345,16 +345,15 @@ fn each_bad_record_that_is_announced_was_counted_once_wherever_the_process_died(
             let mut world = World::new(3);
             world.serve = Serve::new().inline(7).budget(budget);
             let doomed: Mutex<Option<SimDisk>> = Mutex::new(Some(world.disk.clone()));
-            let mut source =
-                checked(CheckPolicy::Report, |_: &Context<'_>, stream: &str, at: Option<u32>| {
-                    let at = at.unwrap_or(0);
-                    let dies = at == dies_at;
-                    let disk = dies.then(|| doomed.lock().unwrap().take()).flatten();
-                    if let Some(disk) = &disk {
-                        disk.kill();
-                    }
-                    Ok(page(stream, at, 4, |item| disk.is_some() || item < 1))
-                });
+            let mut source = checked(CheckPolicy::Report, |_: &Context, stream: &str, at: Option<u32>| {
+                let at = at.unwrap_or(0);
+                let dies = at == dies_at;
+                let disk = dies.then(|| doomed.lock().unwrap().take()).flatten();
+                if let Some(disk) = &disk {
+                    disk.kill();
+                }
+                Ok(page(stream, at, 4, |item| disk.is_some() || item < 1))
+            });
             let (outcome, deaths) = to_done(&mut world, &mut source);
             assert_eq!(deaths, 1);
             assert_eq!(world.airdrop.announced("run"), all_of("issues", 4, 4));
@@ -392,7 +391,7 @@ fn what_is_kept_is_bounded_and_so_is_its_part_of_a_checkpoint() {
     let mut place = Place::new();
     place.serve = Serve::new().inline(7).checkpoints();
     // Every record has a field of its own that is not declared, at the longest of places.
-    let mut source = checked(CheckPolicy::Report, |_: &Context<'_>, _: &str, at: Option<u32>| {
+    let mut source = checked(CheckPolicy::Report, |_: &Context, _: &str, at: Option<u32>| {
         let at = at.unwrap_or(0);
         let mut page = if at < 9 { Page::more(at + 1) } else { Page::last() };
         for item in 0..100_u32 {
@@ -427,7 +426,7 @@ fn what_is_kept_is_bounded_and_so_is_its_part_of_a_checkpoint() {
 #[test]
 fn the_dump_shows_findings_by_item_type_and_rule() {
     let place = Place::new();
-    let mut source = checked(CheckPolicy::Report, |_: &Context<'_>, stream: &str, at: Option<u32>| {
+    let mut source = checked(CheckPolicy::Report, |_: &Context, stream: &str, at: Option<u32>| {
         let at = at.unwrap_or(0);
         let odd = Record::new("odd\u{202e}", &json!({ "is": "odd", "size": "a\u{1b}[31m" }))?;
         Ok(page(stream, at, 2, |item| item < 1).record("issues", odd))
@@ -492,11 +491,11 @@ struct Checked {
 impl Extractor for Checked {
     type Cursor = SimCursor;
 
-    fn external_sync_units(&self, context: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError> {
+    fn external_sync_units(&self, context: &Context) -> Result<Vec<ExternalSyncUnit>, SourceError> {
         self.source.external_sync_units(context)
     }
 
-    fn metadata(&self, _: &Context<'_>) -> Result<Value, SourceError> {
+    fn metadata(&self, _: &Context) -> Result<Value, SourceError> {
         self.life.count("metadata/asked");
         let refuses = self.policy == CheckPolicy::Refuse;
         // Now and then one type is not declared, and pages with it are refused.
@@ -517,13 +516,13 @@ impl Extractor for Checked {
         self.policy
     }
 
-    fn streams(&self, context: &Context<'_>) -> Result<Vec<String>, SourceError> {
+    fn streams(&self, context: &Context) -> Result<Vec<String>, SourceError> {
         self.source.streams(context)
     }
 
     fn page(
         &self,
-        context: &Context<'_>,
+        context: &Context,
         listing: &Listing,
         cursor: Option<SimCursor>,
     ) -> Result<Page<SimCursor>, SourceError> {

@@ -55,7 +55,7 @@ fn the_emulation_of_javascript_rounds_and_sorts() {
 /// Six pages, each an invocation of its own; each sets one value of so many bytes.
 fn source(world: &World, value_bytes: usize) -> Source<'static> {
     let clock = world.clock.clone();
-    Source::new(move |_: &Context<'_>, stream: &str, cursor: Option<u32>| {
+    Source::new(move |_: &Context, stream: &str, cursor: Option<u32>| {
         clock.advance(Duration::from_secs(11 * 60));
         let at = cursor.unwrap_or(0);
         let value = letters(value_bytes, u64::from(at) + 1);

@@ -359,7 +359,7 @@ fn an_event_of_a_past_run_is_an_error_and_nothing_is_sent() {
 /// A source that dies at its `dies_at`-th page: the process with it.
 fn dying(world: &World, pages: u32, dies_at: u32) -> Source<'_> {
     let number = AtomicU32::new(0);
-    Source::new(move |_: &Context<'_>, stream: &str, cursor: Option<u32>| {
+    Source::new(move |_: &Context, stream: &str, cursor: Option<u32>| {
         if number.fetch_add(1, Ordering::Relaxed) == dies_at {
             world.disk.kill();
         }
@@ -379,7 +379,7 @@ fn killed_before_anything_was_sealed_the_same_event_resumes_and_its_start_is_kep
     assert!(world.airdrop.attempts().is_empty());
     world.clock.advance(Duration::from_secs(3600));
     world.restart();
-    let mut source = Source::new(|context: &Context<'_>, stream: &str, cursor: Option<u32>| {
+    let mut source = Source::new(|context: &Context, stream: &str, cursor: Option<u32>| {
         assert_eq!(context.started_at(), started);
         Ok(page_of(stream, cursor.unwrap_or(0), 4, 5))
     });
@@ -465,7 +465,7 @@ fn an_event_without_ids_is_a_replay_only_while_its_message_is_undelivered() {
     // The same event begins the next sync.
     world.clock.advance(Duration::from_secs(60));
     let mut since = None;
-    let mut source = Source::new(|context: &Context<'_>, stream: &str, _| {
+    let mut source = Source::new(|context: &Context, stream: &str, _| {
         since = context.since();
         Ok(page_of(stream, 0, 1, 1))
     });
@@ -495,7 +495,7 @@ fn an_event_that_cannot_begin_a_run_is_an_error_and_so_is_all_that_follows_of_th
         assert!(source.asked().is_empty());
         assert_eq!(world.store.sync_unit("unit").unwrap().watermark().unwrap(), watermark);
         // A new sync goes from where the last good one stood.
-        let mut source = Source::new(|context: &Context<'_>, stream: &str, _| {
+        let mut source = Source::new(|context: &Context, stream: &str, _| {
             assert_eq!(context.since(), watermark);
             Ok(page_of(stream, 0, 1, 1))
         });
@@ -513,7 +513,7 @@ fn a_new_run_abandons_the_unfinished_one_and_fetches_its_window_again() {
     assert_eq!(world.serve(&mut source, &event(DATA, "run-2", "1")).unwrap().kind, OutcomeKind::Progress);
     world.restart();
     world.clock.advance(Duration::from_secs(600));
-    let mut again = Source::new(|context: &Context<'_>, stream: &str, cursor: Option<u32>| {
+    let mut again = Source::new(|context: &Context, stream: &str, cursor: Option<u32>| {
         assert_eq!(context.since(), watermark);
         Ok(page_of(stream, cursor.unwrap_or(0), 1, 5))
     });
@@ -556,7 +556,7 @@ fn an_invocation_that_another_has_overtaken_sends_nothing() {
     let world = World::new(5);
     let start = event(DATA, "run", "1");
     let nested = AtomicBool::new(false);
-    let mut source = Source::new(|_: &Context<'_>, stream: &str, _| {
+    let mut source = Source::new(|_: &Context, stream: &str, _| {
         if !nested.swap(true, Ordering::Relaxed) {
             // The platform took this one for dead, and sent the event to another.
             done(&world, &mut paged(1, 5), &start);
@@ -578,7 +578,7 @@ fn pages_stop_where_the_next_would_outlive_the_budget_but_never_before_the_first
         let mut world = World::new(5);
         world.serve = Serve::new().inline(7).budget(Duration::from_secs(budget));
         let clock = world.clock.clone();
-        let mut source = Source::new(|context: &Context<'_>, stream: &str, cursor: Option<u32>| {
+        let mut source = Source::new(|context: &Context, stream: &str, cursor: Option<u32>| {
             assert!(context.time_left() <= Duration::from_secs(budget));
             clock.advance(Duration::from_secs(page_takes));
             Ok(page_of(stream, cursor.unwrap_or(0), 6, 5).progress(33))
@@ -605,7 +605,7 @@ fn pages_stop_where_the_next_would_outlive_the_budget_but_never_before_the_first
 /// Pages; the source refuses the second one until a certain time.
 fn limited(world: &World, after: Duration) -> Source<'_> {
     let ready = world.clock.elapsed() + after;
-    Source::new(move |_: &Context<'_>, stream: &str, cursor: Option<u32>| {
+    Source::new(move |_: &Context, stream: &str, cursor: Option<u32>| {
         let at = cursor.unwrap_or(0);
         if at == 1 && world.clock.elapsed() < ready {
             return Err(SourceError::RateLimited { after });
@@ -625,7 +625,7 @@ fn an_absurd_rate_limit_is_a_delay_of_a_day() {
         (Duration::from_secs(DAY - 1), DAY - 1),
     ] {
         let world = World::new(5);
-        let mut source = Source::new(|_: &Context<'_>, stream: &str, cursor: Option<u32>| match cursor {
+        let mut source = Source::new(|_: &Context, stream: &str, cursor: Option<u32>| match cursor {
             None => Ok(page_of(stream, 0, 3, 5)),
             Some(_) => Err(SourceError::RateLimited { after }),
         });
@@ -700,7 +700,7 @@ fn in_a_phase_without_delay_a_rate_limit_is_waited_out_or_is_an_error() {
 #[test]
 fn a_panic_or_an_error_of_the_extractor_is_a_sealed_error_and_the_run_goes_on() {
     let fails = |panics: bool| {
-        move |_: &Context<'_>, stream: &str, cursor: Option<u32>| {
+        move |_: &Context, stream: &str, cursor: Option<u32>| {
             let at = cursor.unwrap_or(0);
             assert!(at < 2 || !panics, "page {at} is broken");
             if at == 2 {
@@ -788,7 +788,7 @@ fn deleting_the_data_state_forgets_the_unit_and_no_other() {
         done(&world, &mut source, &event("EXTRACTION_DATA_DELETE", "run", "4"));
         assert!(watermark("unit").is_none() && watermark("other").is_some());
     }
-    let mut source = Source::new(|context: &Context<'_>, stream: &str, _| {
+    let mut source = Source::new(|context: &Context, stream: &str, _| {
         assert_eq!(context.since(), None);
         Ok(page_of(stream, 0, 1, 1))
     });
@@ -983,7 +983,7 @@ fn every_event_in_every_state_of_a_run_is_work_a_repetition_an_error_or_stale_as
 #[test]
 fn a_page_that_cannot_be_stored_is_an_error_that_names_it() {
     let world = World::new(5);
-    let mut source = Source::new(|_: &Context<'_>, stream: &str, cursor: Option<u32>| {
+    let mut source = Source::new(|_: &Context, stream: &str, cursor: Option<u32>| {
         let page = page_of(stream, cursor.unwrap_or(0), 3, 5);
         Ok(if cursor == Some(1) { page.record("a/b", Record::new("1", &json!({}))?) } else { page })
     });

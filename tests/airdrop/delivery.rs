@@ -43,7 +43,7 @@ fn assert_all(world: &World, records: &[String]) {
 fn an_artifact_is_announced_with_what_is_in_it() {
     let world = World::new(3);
     let at = |text: &str| -> DateTime<FixedOffset> { text.parse().unwrap() };
-    let mut source = Source::new(|_: &Context<'_>, _: &str, _| {
+    let mut source = Source::new(|_: &Context, _: &str, _| {
         let mut page = Page::last();
         for (id, created, modified) in [
             ("1", "2024-05-01T10:00:00.5+02:00", "2024-05-03T00:00:00Z"),
@@ -262,7 +262,7 @@ fn an_error_settles_every_confirm_first() {
     for skip in [0, 1, 3, 4, 6] {
         world.airdrop.answer(Call::Confirm, skip, Answer::Unavailable);
     }
-    let mut source = Source::new(|_: &Context<'_>, stream: &str, cursor: Option<u32>| {
+    let mut source = Source::new(|_: &Context, stream: &str, cursor: Option<u32>| {
         if cursor.is_some() {
             return Err("the source is gone".into());
         }
@@ -279,7 +279,7 @@ fn an_error_settles_every_confirm_first() {
 fn an_error_whose_artifacts_do_not_fit_says_progress_first() {
     let world = World::new(1);
     world.airdrop.answer(Call::Send, 0, Answer::Refused(413));
-    let mut source = Source::new(|_: &Context<'_>, stream: &str, cursor: Option<u32>| {
+    let mut source = Source::new(|_: &Context, stream: &str, cursor: Option<u32>| {
         if cursor.is_some() {
             return Err("the source is gone".into());
         }
@@ -414,7 +414,7 @@ fn lanes_of_threads_deliver_every_record_once_however_badly_the_platform_behaves
         failed: AtomicUsize::new(0),
     };
     let serve = Serve::new().lanes(6);
-    let source = Source::new(|_: &Context<'_>, stream: &str, cursor: Option<u32>| {
+    let source = Source::new(|_: &Context, stream: &str, cursor: Option<u32>| {
         let at = cursor.unwrap_or(0);
         if at % 11 == 10 && chaos.chance.lock().unwrap().bool() {
             return Err(SourceError::RateLimited { after: Duration::from_secs(1) });
@@ -587,7 +587,7 @@ fn a_message_answered_408_425_or_5xx_is_sent_again_with_the_same_bytes_and_stays
 /// Each page is handed out with the cursor after it, and how often each was asked for is counted.
 fn refused_cursor(next: impl Fn(u32) -> u32 + Sync) -> (World, String) {
     let world = World::new(4);
-    let mut source = Source::new(|_: &Context<'_>, stream: &str, cursor: Option<u32>| {
+    let mut source = Source::new(|_: &Context, stream: &str, cursor: Option<u32>| {
         let at = cursor.unwrap_or(0);
         let record =
             Record::new(format!("{stream}-{at}"), &json!({ "is": format!("{stream}-{at}") })).unwrap();
@@ -609,7 +609,7 @@ fn a_cursor_that_stands_still_is_an_error_and_its_page_is_announced_never() {
     assert_eq!(announced, ["issues-0", "issues-1", "issues-2"], "page 3 led nowhere");
     // Nor does it get anywhere in a later invocation.
     let mut source =
-        Source::new(|_: &Context<'_>, _: &str, cursor: Option<u32>| Ok(Page::more(cursor.unwrap_or(0))));
+        Source::new(|_: &Context, _: &str, cursor: Option<u32>| Ok(Page::more(cursor.unwrap_or(0))));
     let outcome = go_on(&world, &mut source, "2");
     assert_eq!((outcome.kind, outcome.artifacts), (OutcomeKind::Error, 0));
 }

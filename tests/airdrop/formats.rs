@@ -23,7 +23,7 @@ const MOMENTS: [&str; 5] =
 /// takes a while, and so does an attachment.
 fn files(run: &'static str, clock: &VirtualClock, takes: Duration) -> Source<'static> {
     let (clock, clock_of_files) = (clock.clone(), clock.clone());
-    let mut source = Source::new(move |_: &Context<'_>, stream: &str, cursor: Option<u32>| {
+    let mut source = Source::new(move |_: &Context, stream: &str, cursor: Option<u32>| {
         clock.advance(takes);
         let at = cursor.unwrap_or(0);
         let mut page =

@@ -58,7 +58,7 @@ enum Says {
 
 fn source(pages: &'static [Brought], says: Says, clock: &VirtualClock) -> Source<'static> {
     let clock = clock.clone();
-    Source::new(move |_: &Context<'_>, _: &str, cursor: Option<u32>| {
+    Source::new(move |_: &Context, _: &str, cursor: Option<u32>| {
         clock.advance(PAGE_TAKES);
         let at = cursor.unwrap_or(0);
         let (issues, users) = pages[usize::try_from(at).unwrap()];
@@ -331,7 +331,7 @@ fn what_a_run_that_was_given_up_announced_in_another_version_is_not_left_out_by_
         run(&mut world, loses_disk, &mut first, "a");
         // `A-3` in another version is announced with PROGRESS; then the platform starts another run.
         let clock = world.clock.clone();
-        let mut given_up = Source::new(move |_: &Context<'_>, _: &str, _: Option<u32>| {
+        let mut given_up = Source::new(move |_: &Context, _: &str, _: Option<u32>| {
             clock.advance(Duration::from_secs(11 * 60));
             let record = Record::new("A-3", &json!({ "version": 2 }))?;
             let record = record.modified(noon() + TimeDelta::seconds(5));
@@ -357,7 +357,7 @@ fn an_outcome_counts_what_is_left_out_by_the_reason() {
         let mut first = source(FIRST, Says::Both, &world.clock);
         run(&mut world, loses_disk, &mut first, "a");
         world.airdrop.set_objects(Some(r#"{"comments":{"extract":false}}"#));
-        let mut source = Source::new(|_: &Context<'_>, _: &str, _: Option<u32>| {
+        let mut source = Source::new(|_: &Context, _: &str, _: Option<u32>| {
             let mut page = Page::last().leave_out_unchanged("issues");
             for (id, version) in [("A-2", 1), ("A-3", 2), ("A-4", 1)] {
                 let seconds = if id == "A-2" { 0 } else { 5 };

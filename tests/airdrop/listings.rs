@@ -23,7 +23,7 @@ const DATA_ON: &str = "EXTRACTION_DATA_CONTINUE";
 const FILES: &str = "EXTRACTION_ATTACHMENTS_START";
 
 /// What fetches a page of a listing. It may be called by several threads.
-type FetchPage<'a> = dyn Fn(&Context<'_>, &Listing, u32) -> Fetched + Sync + 'a;
+type FetchPage<'a> = dyn Fn(&Context, &Listing, u32) -> Fetched + Sync + 'a;
 
 /// A source whose pages come from a boxed closure, so that the code that serves it is compiled once.
 struct Tracker<'a> {
@@ -33,10 +33,7 @@ struct Tracker<'a> {
 }
 
 impl<'a> Tracker<'a> {
-    fn new(
-        streams: &[&'static str],
-        page: impl Fn(&Context<'_>, &Listing, u32) -> Fetched + Sync + 'a,
-    ) -> Self {
+    fn new(streams: &[&'static str], page: impl Fn(&Context, &Listing, u32) -> Fetched + Sync + 'a) -> Self {
         Self { streams: streams.to_vec(), page: Box::new(page), asked: Mutex::default() }
     }
 
@@ -55,21 +52,21 @@ fn name(listing: &Listing, at: u32) -> String {
 impl Extractor for Tracker<'_> {
     type Cursor = u32;
 
-    fn external_sync_units(&self, _: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError> {
+    fn external_sync_units(&self, _: &Context) -> Result<Vec<ExternalSyncUnit>, SourceError> {
         Ok(Vec::new())
     }
 
-    fn metadata(&self, _: &Context<'_>) -> Result<Value, SourceError> {
+    fn metadata(&self, _: &Context) -> Result<Value, SourceError> {
         Ok(json!({ "schema_version": "v0.2.0", "record_types": {} }))
     }
 
-    fn streams(&self, _: &Context<'_>) -> Result<Vec<String>, SourceError> {
+    fn streams(&self, _: &Context) -> Result<Vec<String>, SourceError> {
         Ok(self.streams.iter().map(|&stream| stream.to_owned()).collect())
     }
 
     fn page(
         &self,
-        context: &Context<'_>,
+        context: &Context,
         listing: &Listing,
         cursor: Option<u32>,
     ) -> Result<Page<u32>, SourceError> {
@@ -87,7 +84,7 @@ fn page(listing: &Listing, at: u32, pages: u32) -> Page<u32> {
 }
 
 /// Two pages of issues, two issues on each, of which each has two pages of comments; and one of users.
-fn issues_with_comments(_: &Context<'_>, listing: &Listing, at: u32) -> Fetched {
+fn issues_with_comments(_: &Context, listing: &Listing, at: u32) -> Fetched {
     match (listing.stream(), listing.parent()) {
         ("issues", None) => {
             let [a, b] = [2 * at, 2 * at + 1].map(|issue| format!("I-{issue}"));
@@ -170,7 +167,7 @@ fn child_listings_go_on_where_they_stood_on_another_machine() {
 fn a_child_listing_that_is_named_again_is_read_once_also_after_it_was_read() {
     let mut world = World::new(5);
     world.serve = world.serve.budget(Duration::ZERO);
-    let tracker = Tracker::new(&["issues"], |_: &Context<'_>, listing: &Listing, at| {
+    let tracker = Tracker::new(&["issues"], |_: &Context, listing: &Listing, at| {
         Ok(match listing.stream() {
             "issues" => {
                 // The same one of another stream is another one.
@@ -200,12 +197,11 @@ fn done_is_not_said_while_a_child_listing_is_pending() {
     let mut world = World::new(5);
     world.serve = world.serve.without_attachments_phase();
     let fails = Mutex::new(true);
-    let tracker =
-        Tracker::new(&["issues"], |_: &Context<'_>, listing: &Listing, at| match listing.stream() {
-            "issues" => Ok(page(listing, at, 1).child("comments", "I-1", &())),
-            _ if *fails.lock().unwrap() => Err("not now".into()),
-            _ => Ok(page(listing, at, 1)),
-        });
+    let tracker = Tracker::new(&["issues"], |_: &Context, listing: &Listing, at| match listing.stream() {
+        "issues" => Ok(page(listing, at, 1).child("comments", "I-1", &())),
+        _ if *fails.lock().unwrap() => Err("not now".into()),
+        _ => Ok(page(listing, at, 1)),
+    });
     let serve = |number: &str, kind: &str| {
         world.serve.serve(&world.store, &world.airdrop, &tracker, &event(kind, "run", number)).unwrap()
     };
@@ -225,7 +221,7 @@ fn a_page_that_names_too_many_child_listings_is_refused_whole() {
     for (run, named, wanted) in
         [("a", CHILD_LISTINGS_MAX + 1, OutcomeKind::Error), ("b", 300, OutcomeKind::Done)]
     {
-        let tracker = Tracker::new(&["issues"], |_: &Context<'_>, listing: &Listing, at| {
+        let tracker = Tracker::new(&["issues"], |_: &Context, listing: &Listing, at| {
             let mut page = page(listing, at, 1);
             for issue in 0..if listing.stream() == "issues" { named } else { 0 } {
                 page.push_child("comments", &format!("I-{issue}"), &());
@@ -249,7 +245,7 @@ fn a_page_that_names_too_many_child_listings_is_refused_whole() {
 fn what_of_child_listings_has_no_room_in_a_checkpoint_is_refused_by_an_error_that_says_so() {
     let mut world = World::new(5);
     world.serve = world.serve.checkpoints();
-    let tracker = Tracker::new(&["issues"], |_: &Context<'_>, listing: &Listing, at| {
+    let tracker = Tracker::new(&["issues"], |_: &Context, listing: &Listing, at| {
         let mut page = page(listing, at, 1);
         for issue in 0..if listing.stream() == "issues" { 200 } else { 0 } {
             page.push_child("comments", &format!("I-{issue}"), &"x".repeat(4_000));
@@ -268,7 +264,7 @@ fn what_of_child_listings_has_no_room_in_a_checkpoint_is_refused_by_an_error_tha
 fn a_child_listing_has_no_bookmark_and_its_cursor_must_lead_on() {
     let refused = |page: fn(&Listing, u32) -> Page<u32>| {
         let world = World::new(5);
-        let tracker = Tracker::new(&["issues"], move |_: &Context<'_>, listing: &Listing, at| {
+        let tracker = Tracker::new(&["issues"], move |_: &Context, listing: &Listing, at| {
             Ok(match listing.stream() {
                 "issues" => Page::last().child("comments", "I-1", &()),
                 _ => page(listing, at),
@@ -305,7 +301,7 @@ fn as_many_listings_are_read_at_once_as_is_set_and_each_in_its_order() {
     world.serve = Serve::new().concurrency(3);
     let together = Barrier::new(3);
     let streams = ["a", "b", "c", "d", "e", "f"];
-    let tracker = Tracker::new(&streams, |_: &Context<'_>, listing: &Listing, at| {
+    let tracker = Tracker::new(&streams, |_: &Context, listing: &Listing, at| {
         together.wait();
         Ok(page(listing, at, 4))
     });
@@ -328,7 +324,7 @@ fn a_panic_in_a_page_is_that_pages_failure_and_the_others_in_flight_are_stored()
     let mut world = World::new(5);
     world.serve = Serve::new().concurrency(2);
     let together = Barrier::new(2);
-    let tracker = Tracker::new(&["a", "b"], |_: &Context<'_>, listing: &Listing, at| {
+    let tracker = Tracker::new(&["a", "b"], |_: &Context, listing: &Listing, at| {
         if at == 0 {
             together.wait();
         }
@@ -353,7 +349,7 @@ fn a_page_that_does_not_come_keeps_no_answer_back() {
     world.serve = Serve::new();
     let hangs = std::sync::atomic::AtomicBool::new(true);
     let (clock, airdrop) = (&world.clock, &world.airdrop);
-    let tracker = Tracker::new(&["issues"], |_: &Context<'_>, listing: &Listing, at| {
+    let tracker = Tracker::new(&["issues"], |_: &Context, listing: &Listing, at| {
         if at == 1 && hangs.swap(false, std::sync::atomic::Ordering::Relaxed) {
             clock.advance(Duration::from_secs(11 * 60 + 45));
             // It comes only after the answer.
@@ -384,7 +380,7 @@ fn first_refused(ahead: Option<u64>) -> Vec<String> {
         if let Some(bytes) = ahead {
             world.serve = world.serve.ahead(bytes);
         }
-        let tracker = Tracker::new(&["issues"], |_: &Context<'_>, listing: &Listing, at| {
+        let tracker = Tracker::new(&["issues"], |_: &Context, listing: &Listing, at| {
             let mut page = page(listing, at, 3);
             if at == 0 {
                 page.reject("issues", "I-1", "it cannot be asked for again");
@@ -419,7 +415,7 @@ fn a_page_ahead_finds_the_values_of_those_before_it() {
     for seed in 0..8 {
         let mut world = World::new(5);
         world.serve = Serve::new().inline(seed);
-        let tracker = Tracker::new(&["a", "b"], |context: &Context<'_>, listing: &Listing, at| {
+        let tracker = Tracker::new(&["a", "b"], |context: &Context, listing: &Listing, at| {
             let found = context.value::<String>("last")?;
             let before = match (listing.stream(), at) {
                 ("a", 0) => None,
@@ -447,7 +443,7 @@ fn if_a_page_ahead_fails_or_is_to_wait_those_before_it_are_stored_and_announced(
             for (fails, kind) in [(true, OutcomeKind::Error), (false, OutcomeKind::Delay)] {
                 let mut world = World::new(5);
                 world.serve = Serve::new().inline(seed).ahead(ahead);
-                let tracker = Tracker::new(&["issues"], |_: &Context<'_>, listing: &Listing, at| match at {
+                let tracker = Tracker::new(&["issues"], |_: &Context, listing: &Listing, at| match at {
                     3 if fails => Err("not now".into()),
                     3 => Err(SourceError::RateLimited { after: Duration::from_secs(100) }),
                     _ => Ok(page(listing, at, 5)),
@@ -466,7 +462,7 @@ fn a_cursor_that_leads_nowhere_is_not_followed_ahead() {
     for (cycle, asked) in [(1, 2), (2, 4)] {
         let mut world = World::new(5);
         world.serve = Serve::new();
-        let tracker = Tracker::new(&["issues"], |_: &Context<'_>, listing: &Listing, at| {
+        let tracker = Tracker::new(&["issues"], |_: &Context, listing: &Listing, at| {
             Ok(Page::more(at % cycle + 1)
                 .record("issues", Record::new(name(listing, at), &json!({})).unwrap()))
         });
@@ -494,7 +490,7 @@ fn refused(
     let mut world = World::new(5);
     world.serve = world.serve.concurrency(at_once).ahead(ahead);
     let refused: Mutex<BTreeMap<String, usize>> = Mutex::default();
-    let tracker = Tracker::new(&["a", "b"], |_: &Context<'_>, listing: &Listing, at| {
+    let tracker = Tracker::new(&["a", "b"], |_: &Context, listing: &Listing, at| {
         let mut refused = refused.lock().unwrap();
         let times_before = refused.entry(name(listing, at)).or_default();
         *times_before += 1;
@@ -548,7 +544,7 @@ fn a_page_that_fails_for_a_passing_reason_is_fetched_again_three_times() {
 fn a_listing_that_always_fails_ends_the_invocation_although_others_go_on() {
     let mut world = World::new(5);
     world.serve = world.serve.concurrency(2).ahead(0);
-    let tracker = Tracker::new(&["a", "b"], |_: &Context<'_>, listing: &Listing, at| {
+    let tracker = Tracker::new(&["a", "b"], |_: &Context, listing: &Listing, at| {
         if listing.stream() == "b" {
             return Err(SourceError::temporary("no"));
         }
@@ -571,7 +567,7 @@ fn a_page_is_not_fetched_again_if_there_is_no_time_for_it_or_no_wait_is_wanted()
     {
         let mut world = World::new(5);
         world.serve = world.serve.budget(second * budget).wait_up_to(second * wait_up_to);
-        let tracker = Tracker::new(&["a"], |_: &Context<'_>, _: &Listing, _| {
+        let tracker = Tracker::new(&["a"], |_: &Context, _: &Listing, _| {
             world.clock.advance(second * takes);
             Err(SourceError::temporary("no"))
         });
@@ -592,7 +588,7 @@ fn a_source_that_asks_for_no_time_at_all_is_not_asked_for_ever() {
 fn a_short_wait_that_has_no_room_in_the_budget_is_a_delay() {
     let mut world = World::new(5);
     world.serve = world.serve.budget(Duration::from_secs(5));
-    let tracker = Tracker::new(&["a"], |_: &Context<'_>, _: &Listing, _| {
+    let tracker = Tracker::new(&["a"], |_: &Context, _: &Listing, _| {
         Err(SourceError::RateLimited { after: Duration::from_secs(5) })
     });
     let outcome =
@@ -611,10 +607,10 @@ fn streams_and_the_metadata_for_the_checks_may_be_asked_for_again_after_a_short_
     }
     impl Extractor for Limited {
         type Cursor = u32;
-        fn external_sync_units(&self, _: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError> {
+        fn external_sync_units(&self, _: &Context) -> Result<Vec<ExternalSyncUnit>, SourceError> {
             Ok(Vec::new())
         }
-        fn metadata(&self, _: &Context<'_>) -> Result<Value, SourceError> {
+        fn metadata(&self, _: &Context) -> Result<Value, SourceError> {
             self.once("metadata")?;
             let fields = json!({ "is": { "type": "text", "name": "Is" } });
             Ok(
@@ -624,16 +620,11 @@ fn streams_and_the_metadata_for_the_checks_may_be_asked_for_again_after_a_short_
         fn check_policy(&self) -> highwater::airdrop::CheckPolicy {
             highwater::airdrop::CheckPolicy::Report
         }
-        fn streams(&self, _: &Context<'_>) -> Result<Vec<String>, SourceError> {
+        fn streams(&self, _: &Context) -> Result<Vec<String>, SourceError> {
             self.once("streams")?;
             Ok(vec!["a".to_owned()])
         }
-        fn page(
-            &self,
-            _: &Context<'_>,
-            listing: &Listing,
-            at: Option<u32>,
-        ) -> Result<Page<u32>, SourceError> {
+        fn page(&self, _: &Context, listing: &Listing, at: Option<u32>) -> Result<Page<u32>, SourceError> {
             Ok(page(listing, at.unwrap_or(0), 1))
         }
     }
@@ -659,27 +650,23 @@ fn an_attachment_that_is_to_wait_a_little_holds_no_other_up_and_ends_no_invocati
     }
     impl Extractor for Files {
         type Cursor = u32;
-        fn external_sync_units(&self, _: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError> {
+        fn external_sync_units(&self, _: &Context) -> Result<Vec<ExternalSyncUnit>, SourceError> {
             Ok(Vec::new())
         }
-        fn metadata(&self, _: &Context<'_>) -> Result<Value, SourceError> {
+        fn metadata(&self, _: &Context) -> Result<Value, SourceError> {
             Ok(json!({}))
         }
-        fn streams(&self, _: &Context<'_>) -> Result<Vec<String>, SourceError> {
+        fn streams(&self, _: &Context) -> Result<Vec<String>, SourceError> {
             Ok(vec!["issues".to_owned()])
         }
-        fn page(&self, _: &Context<'_>, _: &Listing, _: Option<u32>) -> Result<Page<u32>, SourceError> {
+        fn page(&self, _: &Context, _: &Listing, _: Option<u32>) -> Result<Page<u32>, SourceError> {
             let mut page = Page::last();
             for id in ["a", "b", "c"] {
                 page.push("attachments", Attachment::new(id, "https://f", id, "I-1").to_record()?);
             }
             Ok(page)
         }
-        fn open_attachment(
-            &self,
-            _: &Context<'_>,
-            file: &Attachment,
-        ) -> Result<AttachmentBody, AttachmentError> {
+        fn open_attachment(&self, _: &Context, file: &Attachment) -> Result<AttachmentBody, AttachmentError> {
             let mut opened = self.opened.lock().unwrap();
             opened.push(file.id.clone());
             if file.id == "a" && opened.iter().filter(|id| *id == "a").count() < 3 {
@@ -762,7 +749,7 @@ fn a_page_that_cannot_be_stored_keeps_none_back_of_those_that_came_with_it() {
     for seed in 0..8 {
         let mut world = World::new(5);
         world.serve = Serve::new().inline(seed).concurrency(2);
-        let tracker = Tracker::new(&["a", "b"], |_: &Context<'_>, listing: &Listing, at| {
+        let tracker = Tracker::new(&["a", "b"], |_: &Context, listing: &Listing, at| {
             let mut page = page(listing, at, 3);
             if (listing.stream(), at) == ("b", 2) {
                 page.push("attachments", Record::new("A-1", &json!({ "url": "no more of it" })).unwrap());

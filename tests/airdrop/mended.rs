@@ -26,7 +26,7 @@ fn world() -> World {
 fn sync(world: &mut World, run: &str) {
     for (phase, request) in [(METADATA, "1"), (DATA, "2"), (ATTACHMENTS, "3")] {
         world.lose_disk();
-        let mut source = Source::new(|_: &Context<'_>, stream: &str, cursor: Option<u32>| {
+        let mut source = Source::new(|_: &Context, stream: &str, cursor: Option<u32>| {
             Ok(page_of(stream, cursor.unwrap_or(0), 3, 2).bookmark(&run))
         });
         let outcome = world.serve(&mut source, &event(phase, run, &format!("{run}-{request}"))).unwrap();
@@ -40,7 +40,7 @@ fn sync(world: &mut World, run: &str) {
 /// A source that stops after each page, so that a run stays open, and says since when it is asked.
 fn slow(world: &World) -> Source<'static> {
     let clock = world.clock.clone();
-    Source::new(move |_: &Context<'_>, stream: &str, cursor: Option<u32>| {
+    Source::new(move |_: &Context, stream: &str, cursor: Option<u32>| {
         clock.advance(Duration::from_secs(11 * 60));
         Ok(page_of(stream, cursor.unwrap_or(0), 4, 2))
     })
@@ -68,7 +68,7 @@ fn since_of_next(world: &mut World, run: &str) -> Option<chrono::DateTime<chrono
     world.lose_disk();
     let mut since = None;
     let outcome = {
-        let mut source = Source::new(|context: &Context<'_>, stream: &str, cursor: Option<u32>| {
+        let mut source = Source::new(|context: &Context, stream: &str, cursor: Option<u32>| {
             since = Some(context.since());
             Ok(page_of(stream, cursor.unwrap_or(0), 3, 2))
         });
@@ -117,7 +117,7 @@ fn a_worker_that_holds_the_unit_while_its_state_is_mended_stops() {
     let airdrop = &world.airdrop;
     let clock = world.clock.clone();
     let mut mended = false;
-    let mut source = Source::new(|_: &Context<'_>, stream: &str, cursor: Option<u32>| {
+    let mut source = Source::new(|_: &Context, stream: &str, cursor: Option<u32>| {
         if cursor == Some(1) && !mended {
             let state = SavedState::read(&airdrop.state_text(), "unit").unwrap();
             let plan = state.store().plan("unit", &Mend::Abandon).unwrap();
@@ -176,7 +176,7 @@ fn failed_attachments_of_a_run_amid_its_attachments_are_queued_again_in_its_work
     let mut world = world();
     // None of them may be opened.
     let source = || {
-        Source::new(|_: &Context<'_>, stream: &str, cursor: Option<u32>| {
+        Source::new(|_: &Context, stream: &str, cursor: Option<u32>| {
             let mut page = page_of(stream, cursor.unwrap_or(0), 1, 1);
             for n in 0..3 {
                 let url = format!("https://files.example/{n}");

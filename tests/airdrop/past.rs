@@ -62,7 +62,7 @@ impl Unit {
     /// Four pages, one in each invocation.
     fn try_serve(&mut self, event: &Event) -> highwater::Result<OutcomeKind> {
         let (clock, since) = (self.world.clock.clone(), Arc::clone(&self.since));
-        let mut source = Source::new(move |context: &Context<'_>, stream: &str, cursor: Option<u32>| {
+        let mut source = Source::new(move |context: &Context, stream: &str, cursor: Option<u32>| {
             *since.lock().unwrap() = context.since();
             clock.advance(Duration::from_secs(9 * 60));
             Ok(page_of(stream, cursor.unwrap_or(0), 4, 3))

@@ -75,7 +75,7 @@ fn source<'a>(
     refetch: Option<&'a (dyn Fn(&str) -> Again + Sync)>,
     asked: &'a Mutex<Vec<Vec<String>>>,
 ) -> Source<'a> {
-    let mut source = Source::new(move |context: &Context<'_>, _: &str, at: Option<u32>| {
+    let mut source = Source::new(move |context: &Context, _: &str, at: Option<u32>| {
         let at = at.unwrap_or(0);
         let mut page = if at + 1 < pages { Page::more(at + 1) } else { Page::last() };
         for item in 0..20 {
@@ -219,7 +219,7 @@ fn what_passed_in_a_run_that_is_given_up_is_asked_for_by_the_next() {
         assert_eq!(serve(&mut world, loses_disk, &mut first, DATA, "a", 1), OutcomeKind::Done);
         // It passes, and another is rejected; but the run is not finished.
         let clock = world.clock.clone();
-        let mut second = Source::new(move |_: &Context<'_>, _: &str, at: Option<u32>| {
+        let mut second = Source::new(move |_: &Context, _: &str, at: Option<u32>| {
             clock.advance(Duration::from_secs(11 * 60));
             let mut page = Page::more(at.unwrap_or(0) + 1);
             page.reject("issues", "b-0-0", "bad");
@@ -326,7 +326,7 @@ fn an_answer_that_does_not_answer_is_an_error_and_the_same_ids_are_asked_for_aga
 #[test]
 fn a_page_that_says_of_its_own_accord_that_a_record_is_gone_is_an_error() {
     let world = World::new(7);
-    let mut source = Source::new(|_: &Context<'_>, _: &str, _: Option<u32>| {
+    let mut source = Source::new(|_: &Context, _: &str, _: Option<u32>| {
         let mut page = Page::last();
         page.gone("issues", "I-1");
         Ok(page)
@@ -445,7 +445,7 @@ fn a_thousand_ids_fit_into_a_checkpoint_and_more_than_fit_are_an_error_that_says
     world.serve = world.serve.clone().checkpoints().without_attachments_phase().rejected_percent(100);
     let long = |at: u32, bytes: usize| format!("{at:0bytes$}");
     let list = move |bytes: usize| {
-        Source::new(move |_: &Context<'_>, _: &str, at: Option<u32>| {
+        Source::new(move |_: &Context, _: &str, at: Option<u32>| {
             let at = at.unwrap_or(0);
             let mut page = if at < 9 { Page::more(at + 1) } else { Page::last() };
             for item in 0..100 {
@@ -459,7 +459,7 @@ fn a_thousand_ids_fit_into_a_checkpoint_and_more_than_fit_are_an_error_that_says
     first.refetch = Some(Box::new(|_, _| panic!("nothing was rejected before")));
     assert_eq!(serve(&mut world, true, &mut first, DATA, "a", 1), OutcomeKind::Done);
     assert_eq!(rejected(&world, false).len() as u64, REJECTED_IDS_MAX);
-    let mut second = Source::new(|_: &Context<'_>, _: &str, _: Option<u32>| Ok(Page::last()));
+    let mut second = Source::new(|_: &Context, _: &str, _: Option<u32>| Ok(Page::last()));
     second.refetch = Some(Box::new(|_, ids| {
         *asked.lock().unwrap() += ids.len();
         Ok(answer(Way::Author, ids, &|_| Again::Gone))
@@ -511,7 +511,7 @@ fn left_out_is_one_record_and_never_an_item_type_that_is_not_declared_or_a_recor
         let asked = Mutex::default();
         let mut source = source(Way::Policy, 1, |_| false, Some(&|_: &str| Again::Passes), &asked);
         source.policy = CheckPolicy::LeaveOut;
-        let mut refused = Source::new(|_: &Context<'_>, _: &str, _: Option<u32>| Ok(page()));
+        let mut refused = Source::new(|_: &Context, _: &str, _: Option<u32>| Ok(page()));
         refused.metadata = source.metadata.clone();
         refused.policy = source.policy;
         refused.refetch = source.refetch.take();
@@ -525,7 +525,7 @@ fn left_out_is_one_record_and_never_an_item_type_that_is_not_declared_or_a_recor
 #[test]
 fn a_record_that_names_no_id_cannot_be_rejected_and_says_why_it_was() {
     let world = World::new(7);
-    let mut source = Source::new(|_: &Context<'_>, _: &str, _: Option<u32>| {
+    let mut source = Source::new(|_: &Context, _: &str, _: Option<u32>| {
         let normalizer = Normalizer::from_metadata(&metadata(), "issues").unwrap();
         let raw = json!({ "size": 7 });
         let mut page = Page::last();
@@ -542,7 +542,7 @@ fn a_record_that_names_no_id_cannot_be_rejected_and_says_why_it_was() {
 fn the_first_of_a_kind_are_kept_whole_up_to_a_limit_and_shown_on_request() {
     let mut world = World::new(7);
     world.serve = world.serve.clone().rejected_percent(100).without_attachments_phase();
-    let mut source = Source::new(|_: &Context<'_>, _: &str, _: Option<u32>| {
+    let mut source = Source::new(|_: &Context, _: &str, _: Option<u32>| {
         let mut page = Page::last();
         for item in 0..30 {
             let normalizer = Normalizer::from_metadata(&metadata(), "issues").unwrap();
@@ -578,7 +578,7 @@ fn attachments_that_are_not_rejected_are_streamed_also_where_others_are() {
         if checkpoints {
             world.serve = world.serve.clone().checkpoints();
         }
-        let mut source = Source::new(|_: &Context<'_>, _: &str, at: Option<u32>| {
+        let mut source = Source::new(|_: &Context, _: &str, at: Option<u32>| {
             let at = at.unwrap_or(0);
             let mut page = if at < 2 { Page::more(at + 1) } else { Page::last() };
             page.reject("attachments", &format!("bad-{at}"), "it has no url");

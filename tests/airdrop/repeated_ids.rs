@@ -34,7 +34,7 @@ impl Platform for Repeats<'_> {
 /// Four pages, one in each invocation.
 fn source(world: &World) -> Source<'static> {
     let clock = world.clock.clone();
-    Source::new(move |_: &Context<'_>, stream: &str, cursor: Option<u32>| {
+    Source::new(move |_: &Context, stream: &str, cursor: Option<u32>| {
         clock.advance(Duration::from_secs(9 * 60));
         Ok(page_of(stream, cursor.unwrap_or(0), 4, 3))
     })

@@ -21,7 +21,7 @@ fn world() -> World {
 /// A source of four pages, one in each invocation.
 fn slow(world: &World) -> Source<'static> {
     let clock = world.clock.clone();
-    Source::new(move |_: &Context<'_>, stream: &str, cursor: Option<u32>| {
+    Source::new(move |_: &Context, stream: &str, cursor: Option<u32>| {
         clock.advance(Duration::from_secs(9 * 60));
         Ok(page_of(stream, cursor.unwrap_or(0), 4, 2))
     })
@@ -90,7 +90,7 @@ fn a_last_message_that_is_proven_finishes_its_run() {
     let mut world = World::new(1);
     world.serve = world.serve.clone().without_attachments_phase();
     let since = Mutex::new(Cell::new(None));
-    let mut source = Source::new(|context: &Context<'_>, stream: &str, cursor: Option<u32>| {
+    let mut source = Source::new(|context: &Context, stream: &str, cursor: Option<u32>| {
         since.lock().unwrap().set(context.since());
         Ok(page_of(stream, cursor.unwrap_or(0), 1, 1))
     });

@@ -14,7 +14,7 @@ const NO_COMMENTS: &str = r#"{"comments":{"extract":false},"issues":{"extract":t
 /// Three pages, each with two issues and three comments; each takes the whole budget.
 fn source(clock: &VirtualClock) -> Source<'static> {
     let clock = clock.clone();
-    Source::new(move |_: &Context<'_>, stream: &str, cursor: Option<u32>| {
+    Source::new(move |_: &Context, stream: &str, cursor: Option<u32>| {
         clock.advance(Duration::from_secs(11 * 60));
         let mut page = page_of(stream, cursor.unwrap_or(0), 3, 2);
         for comment in 0..3 {
@@ -118,7 +118,7 @@ fn an_extractor_is_told_so_that_it_need_not_fetch() {
     world.serve = world.serve.clone().extraction_scope();
     world.airdrop.set_objects(Some(NO_COMMENTS));
     let mut told = Vec::new();
-    let mut source = Source::new(|context: &Context<'_>, stream: &str, _: Option<u32>| {
+    let mut source = Source::new(|context: &Context, stream: &str, _: Option<u32>| {
         told.push(["comments", "issues", "unheard of"].map(|item_type| context.extracts(item_type)));
         Ok(page_of(stream, 0, 1, 1))
     });

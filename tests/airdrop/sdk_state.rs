@@ -90,7 +90,7 @@ type Ear = Arc<Mutex<Vec<Told>>>;
 /// Four pages of one record; a page takes the whole budget.
 fn source(clock: &VirtualClock, ear: &Ear) -> Source<'static> {
     let (clock, ear) = (clock.clone(), Arc::clone(ear));
-    Source::new(move |context: &Context<'_>, stream: &str, cursor: Option<u32>| {
+    Source::new(move |context: &Context, stream: &str, cursor: Option<u32>| {
         ear.lock().unwrap().push(Told {
             since: context.since(),
             started_at: context.started_at(),
@@ -802,7 +802,7 @@ fn the_connectors_own_keys_are_written_with_the_page_that_sets_them() {
         let mut world = world();
         world.airdrop.set_state(&layout(&at_rest()));
         let clock = world.clock.clone();
-        let mut pages = Source::new(move |_: &Context<'_>, stream: &str, cursor: Option<u32>| {
+        let mut pages = Source::new(move |_: &Context, stream: &str, cursor: Option<u32>| {
             clock.advance(Duration::from_secs(11 * 60));
             let at = cursor.unwrap_or(0);
             Ok(page_of(stream, at, 4, 1).connector_state(&json!({ "issues": { "page": at, "of": "us" } })))
@@ -846,7 +846,7 @@ fn what_cannot_stand_among_the_connectors_own_keys_is_refused() {
         (json!({ "own": "x".repeat(70_000) }), "over the limit of 65536"),
     ] {
         let world = world();
-        let mut source = Source::new(move |_: &Context<'_>, stream: &str, _: Option<u32>| {
+        let mut source = Source::new(move |_: &Context, stream: &str, _: Option<u32>| {
             Ok(page_of(stream, 0, 1, 1).connector_state(&state))
         });
         world.serve(&mut source, &event("EXTRACTION_METADATA_START", "run", "1")).unwrap();

@@ -87,7 +87,7 @@ fn what_does_not_fit_is_refused_by_name_with_its_size_and_what_is_left() {
     ];
     for (name, streams, fill, names, bytes) in cases {
         let mut world = world();
-        let mut source = Source::new(move |_: &Context<'_>, stream: &str, cursor: Option<u32>| {
+        let mut source = Source::new(move |_: &Context, stream: &str, cursor: Option<u32>| {
             Ok(fill(stream, cursor.unwrap_or(0)))
         });
         source.streams = streams;
@@ -106,7 +106,7 @@ fn what_does_not_fit_is_refused_by_name_with_its_size_and_what_is_left() {
         assert!(posted(&world) > 100_000, "{name}: it was filled: {}", posted(&world));
 
         // The same event has the same answer again; a worker that sets no more values goes on from what is stored.
-        let mut less = Source::new(|_: &Context<'_>, stream: &str, cursor: Option<u32>| {
+        let mut less = Source::new(|_: &Context, stream: &str, cursor: Option<u32>| {
             Ok(page_of(stream, cursor.unwrap_or(0), 2, 3))
         });
         assert_eq!(data(&mut world, &mut less, "next"), OutcomeKind::Done, "{name}");
@@ -138,9 +138,8 @@ fn a_full_state_leaves_room_for_messages_and_artifacts_of_any_size() {
             page.value(&format!("value-{at}"), &letters(bytes, at.into()))
         })
     };
-    let mut source = Source::new(move |_: &Context<'_>, _: &str, cursor: Option<u32>| {
-        Ok(page(cursor.unwrap_or(0), 27_000))
-    });
+    let mut source =
+        Source::new(move |_: &Context, _: &str, cursor: Option<u32>| Ok(page(cursor.unwrap_or(0), 27_000)));
     assert_eq!(serve(&mut world, &mut source, &event("EXTRACTION_METADATA_START", 1)), OutcomeKind::Done);
     let mut kind = serve(&mut world, &mut source, &event("EXTRACTION_DATA_START", 2));
     let mut largest = posted(&world);
@@ -166,7 +165,7 @@ fn the_connectors_own_keys_that_the_extractor_set_count_once() {
     let mut world = world();
     for (run, values) in [("run", 4), ("next", 5)] {
         let own = json!({ "own": letters(60_000, 1) });
-        let mut source = Source::new(|_: &Context<'_>, stream: &str, cursor: Option<u32>| {
+        let mut source = Source::new(|_: &Context, stream: &str, cursor: Option<u32>| {
             let page = page_of(stream, cursor.unwrap_or(0), 2, 3).connector_state(&own);
             Ok((0..values).fold(page, |page, at| page.value(&format!("value-{at}"), &letters(45_000, at))))
         });
@@ -186,7 +185,7 @@ fn what_others_keep_counts_and_is_told() {
         let mut world = world();
         let own = json!({ "own": letters(bytes, 1) });
         world.airdrop.set_state(&own);
-        let mut source = Source::new(|_: &Context<'_>, stream: &str, cursor: Option<u32>| {
+        let mut source = Source::new(|_: &Context, stream: &str, cursor: Option<u32>| {
             Ok(page_of(stream, cursor.unwrap_or(0), 2, 3))
         });
         for request in ["1", "2"] {
@@ -201,7 +200,7 @@ fn what_others_keep_counts_and_is_told() {
 #[test]
 fn a_deletion_for_which_others_leave_no_room_is_told() {
     let mut world = world();
-    let mut source = Source::new(|_: &Context<'_>, stream: &str, cursor: Option<u32>| {
+    let mut source = Source::new(|_: &Context, stream: &str, cursor: Option<u32>| {
         Ok(page_of(stream, cursor.unwrap_or(0), 2, 3))
     });
     let start = event("EXTRACTION_METADATA_START", "run", "1");
@@ -231,7 +230,7 @@ fn a_state_that_others_fill_or_break_while_a_page_is_fetched_is_told_at_once() {
     ] {
         for keeps_disk in [true, false] {
             let mut world = world();
-            let mut source = Source::new(|_: &Context<'_>, stream: &str, cursor: Option<u32>| {
+            let mut source = Source::new(|_: &Context, stream: &str, cursor: Option<u32>| {
                 Ok(page_of(stream, cursor.unwrap_or(0), 3, 3))
             });
             let start = event("EXTRACTION_METADATA_START", "run", "1");
@@ -239,7 +238,7 @@ fn a_state_that_others_fill_or_break_while_a_page_is_fetched_is_told_at_once() {
             let before = world.airdrop.state_text();
             let data = event("EXTRACTION_DATA_START", "run", "2");
             let outcome = {
-                let mut breaking = Source::new(|_: &Context<'_>, stream: &str, cursor: Option<u32>| {
+                let mut breaking = Source::new(|_: &Context, stream: &str, cursor: Option<u32>| {
                     if cursor == Some(1) {
                         let mut state = world.airdrop.state();
                         state["own"] = json!(1);
@@ -259,7 +258,7 @@ fn a_state_that_others_fill_or_break_while_a_page_is_fetched_is_told_at_once() {
             if !keeps_disk {
                 world.lose_disk();
             }
-            let mut source = Source::new(|_: &Context<'_>, stream: &str, cursor: Option<u32>| {
+            let mut source = Source::new(|_: &Context, stream: &str, cursor: Option<u32>| {
                 Ok(page_of(stream, cursor.unwrap_or(0), 3, 3))
             });
             let mut kind = world.serve(&mut source, &data).unwrap().kind;
@@ -277,8 +276,7 @@ fn a_scope_that_does_not_fit_is_an_error_that_says_so() {
     let mut world = world();
     let scope: Value = (0..20_000).map(|at| (format!("type-{at}"), json!({ "extract": false }))).collect();
     world.airdrop.set_objects(Some(&scope.to_string()));
-    let mut source =
-        Source::new(|_: &Context<'_>, stream: &str, _: Option<u32>| Ok(page_of(stream, 0, 1, 3)));
+    let mut source = Source::new(|_: &Context, stream: &str, _: Option<u32>| Ok(page_of(stream, 0, 1, 3)));
     assert_eq!(data(&mut world, &mut source, "run"), OutcomeKind::Error);
     let error = world.airdrop.last().error();
     assert!(error.contains("a list of 20000 item types that are left out"), "{error}");

@@ -46,7 +46,7 @@ fn ends_whole(world: &mut World, source: &mut Source<'_>, event_type: &str, requ
 #[test]
 fn no_page_begins_after_a_stop_and_what_is_staged_is_announced() {
     let (mut world, stop) = world();
-    let mut source = Source::new(|context: &Context<'_>, stream: &str, at: Option<u32>| {
+    let mut source = Source::new(|context: &Context, stream: &str, at: Option<u32>| {
         let at = at.unwrap_or(0);
         if at == 1 {
             assert!(context.time_left() > SECOND);
@@ -69,7 +69,7 @@ fn no_page_begins_after_a_stop_and_what_is_staged_is_announced() {
 #[test]
 fn a_run_whose_last_page_comes_after_the_stop_is_done() {
     let (world, stop) = world();
-    let mut source = Source::new(|_: &Context<'_>, stream: &str, at: Option<u32>| {
+    let mut source = Source::new(|_: &Context, stream: &str, at: Option<u32>| {
         let at = at.unwrap_or(0);
         if at == 1 {
             stop.stop();
@@ -89,7 +89,7 @@ fn every_wait_ends_when_somebody_asks_to_stop() {
     world.serve = world.serve.wait_up_to(60 * SECOND);
     // The clock moves when somebody waits: after 3 of 50 s somebody asks to stop.
     world.store = crate::world::open_with(&world.disk, StopsAt::new(&clock, 3 * SECOND, &stop), 5);
-    let mut source = Source::new(|_: &Context<'_>, stream: &str, at: Option<u32>| match at {
+    let mut source = Source::new(|_: &Context, stream: &str, at: Option<u32>| match at {
         Some(1) => Err(SourceError::RateLimited { after: 50 * SECOND }),
         at => Ok(page_of(stream, at.unwrap_or(0), 3, 3)),
     });
@@ -272,7 +272,7 @@ fn a_page_that_hangs_is_given_up_and_the_message_sent_without_it() {
     let (mut world, stop) = world();
     let gate = Gate::default();
     let clock = world.clock.clone();
-    let mut source = Source::new(|context: &Context<'_>, stream: &str, at: Option<u32>| {
+    let mut source = Source::new(|context: &Context, stream: &str, at: Option<u32>| {
         let at = at.unwrap_or(0);
         if at == 2 && !stop.is_stopped() {
             stop.stop();
@@ -308,7 +308,7 @@ fn an_upload_that_hangs_is_left_to_the_next_invocation() {
     };
     let clock = world.clock.clone();
     let over = AtomicBool::new(false);
-    let mut source = Source::new(|_: &Context<'_>, stream: &str, at: Option<u32>| {
+    let mut source = Source::new(|_: &Context, stream: &str, at: Option<u32>| {
         let at = at.unwrap_or(0);
         if at == 1 {
             stop.stop();
@@ -348,8 +348,7 @@ fn with_attachments(stream: &str, count: u32) -> Page<u32> {
 #[test]
 fn no_attachment_begins_after_a_stop_and_one_that_was_aborted_counts_no_failure() {
     let (mut world, stop) = world();
-    let mut source =
-        Source::new(|_: &Context<'_>, stream: &str, _: Option<u32>| Ok(with_attachments(stream, 6)));
+    let mut source = Source::new(|_: &Context, stream: &str, _: Option<u32>| Ok(with_attachments(stream, 6)));
     let done = world.serve(&mut source, &event(DATA, "run", "1")).unwrap();
     assert_eq!(done.kind, OutcomeKind::Done);
     world.serve = Serve::new().inline(7).stop_token(stop.clone()).attachments_at_once(2).attachment_tries(1);
@@ -416,7 +415,7 @@ fn uploads_go_on_while_the_source_is_left_alone() {
     let world = World::new(3);
     let clock = world.clock.clone();
     let uploaded_at = Mutex::new(Vec::new());
-    let source = Source::new(|_: &Context<'_>, stream: &str, at: Option<u32>| match at {
+    let source = Source::new(|_: &Context, stream: &str, at: Option<u32>| match at {
         Some(1) if clock.elapsed() < 5 * SECOND => Err(SourceError::RateLimited { after: 5 * SECOND }),
         at => Ok(page_of(stream, at.unwrap_or(0), 2, 3)),
     });

@@ -86,18 +86,18 @@ struct Source;
 
 impl Extractor for Source {
     type Cursor = ();
-    fn external_sync_units(&self, _: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError> {
+    fn external_sync_units(&self, _: &Context) -> Result<Vec<ExternalSyncUnit>, SourceError> {
         let text = "tickets".to_owned();
         let (id, name, description) = (text.clone(), text.clone(), text);
         Ok(vec![ExternalSyncUnit::new(id, name, description)])
     }
-    fn metadata(&self, _: &Context<'_>) -> Result<Value, SourceError> {
+    fn metadata(&self, _: &Context) -> Result<Value, SourceError> {
         Ok(json!({}))
     }
-    fn streams(&self, _: &Context<'_>) -> Result<Vec<String>, SourceError> {
+    fn streams(&self, _: &Context) -> Result<Vec<String>, SourceError> {
         Ok(Vec::new())
     }
-    fn page(&self, _: &Context<'_>, _: &Listing, _: Option<()>) -> Result<Page<()>, SourceError> {
+    fn page(&self, _: &Context, _: &Listing, _: Option<()>) -> Result<Page<()>, SourceError> {
         Ok(Page::last())
     }
 }

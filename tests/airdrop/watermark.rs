@@ -207,7 +207,7 @@ fn two_imports_of_one_project_do_not_share_a_watermark() {
     let world = World::new(5);
     let sync = |unit: &str, run: &str| {
         let mut since = None;
-        let mut source = Source::new(|context: &Context<'_>, stream: &str, _| {
+        let mut source = Source::new(|context: &Context, stream: &str, _| {
             since = context.since();
             Ok(page_of(stream, 0, 1, 1))
         });
@@ -236,7 +236,7 @@ type Told = (Option<DateTime<Utc>>, Option<String>, Option<DateTime<Utc>>);
 /// pages, the last with a bookmark; an invocation has time for one.
 fn told(world: &World, event_type: &str, run: &str, asked: &Value) -> (OutcomeKind, Vec<Told>) {
     let mut heard = Vec::new();
-    let mut source = Source::new(|context: &Context<'_>, stream: &str, cursor: Option<u32>| {
+    let mut source = Source::new(|context: &Context, stream: &str, cursor: Option<u32>| {
         let from = context.window().and_then(|window| window.from);
         heard.push((context.since(), context.bookmark(stream).unwrap(), from));
         let page = page_of(stream, cursor.unwrap_or(0), 2, 1);

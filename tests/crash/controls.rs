@@ -203,19 +203,19 @@ enum Author {
 impl Extractor for TwoPages {
     type Cursor = u32;
 
-    fn external_sync_units(&self, _: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError> {
+    fn external_sync_units(&self, _: &Context) -> Result<Vec<ExternalSyncUnit>, SourceError> {
         Ok(vec![ExternalSyncUnit::new("unit-a", "Unit", "")])
     }
 
-    fn metadata(&self, _: &Context<'_>) -> Result<Value, SourceError> {
+    fn metadata(&self, _: &Context) -> Result<Value, SourceError> {
         Ok(Metadata::new().record_type("issues", RecordType::new()).into())
     }
 
-    fn streams(&self, _: &Context<'_>) -> Result<Vec<String>, SourceError> {
+    fn streams(&self, _: &Context) -> Result<Vec<String>, SourceError> {
         Ok(vec!["issues".to_owned()])
     }
 
-    fn page(&self, _: &Context<'_>, _: &Listing, cursor: Option<u32>) -> Result<Page<u32>, SourceError> {
+    fn page(&self, _: &Context, _: &Listing, cursor: Option<u32>) -> Result<Page<u32>, SourceError> {
         if self.refuses {
             return Err("the source knows no parameter updated_sinse".into());
         }

@@ -57,21 +57,21 @@ fn number_of(name: &str) -> u32 {
 impl Extractor for Tracker {
     type Cursor = usize;
 
-    fn external_sync_units(&self, _: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError> {
+    fn external_sync_units(&self, _: &Context) -> Result<Vec<ExternalSyncUnit>, SourceError> {
         Ok(Vec::new())
     }
 
-    fn metadata(&self, _: &Context<'_>) -> Result<Value, SourceError> {
+    fn metadata(&self, _: &Context) -> Result<Value, SourceError> {
         Ok(json!({ "schema_version": "v0.2.0", "record_types": {} }))
     }
 
-    fn streams(&self, _: &Context<'_>) -> Result<Vec<String>, SourceError> {
+    fn streams(&self, _: &Context) -> Result<Vec<String>, SourceError> {
         Ok(vec!["issues".to_owned()])
     }
 
     fn page(
         &self,
-        context: &Context<'_>,
+        context: &Context,
         listing: &Listing,
         cursor: Option<usize>,
     ) -> Result<Page<usize>, SourceError> {
@@ -116,7 +116,7 @@ impl Extractor for Tracker {
 
     fn open_attachment(
         &self,
-        _: &Context<'_>,
+        _: &Context,
         attachment: &Attachment,
     ) -> Result<AttachmentBody, AttachmentError> {
         let mut asked = self.asked.lock().unwrap();

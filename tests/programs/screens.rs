@@ -187,11 +187,11 @@ const PAGES: u32 = 5;
 impl Extractor for Issues {
     type Cursor = u32;
 
-    fn external_sync_units(&self, _: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError> {
+    fn external_sync_units(&self, _: &Context) -> Result<Vec<ExternalSyncUnit>, SourceError> {
         Ok(vec![ExternalSyncUnit::new("project", "Project", "")])
     }
 
-    fn metadata(&self, _: &Context<'_>) -> Result<Value, SourceError> {
+    fn metadata(&self, _: &Context) -> Result<Value, SourceError> {
         let issues = RecordType::new().field("page", Field::int());
         Ok(Metadata::new().record_type("issues", issues).into())
     }
@@ -200,16 +200,11 @@ impl Extractor for Issues {
         CheckPolicy::Report
     }
 
-    fn streams(&self, _: &Context<'_>) -> Result<Vec<String>, SourceError> {
+    fn streams(&self, _: &Context) -> Result<Vec<String>, SourceError> {
         Ok(vec!["issues".to_owned()])
     }
 
-    fn page(
-        &self,
-        _: &Context<'_>,
-        listing: &Listing,
-        cursor: Option<u32>,
-    ) -> Result<Page<u32>, SourceError> {
+    fn page(&self, _: &Context, listing: &Listing, cursor: Option<u32>) -> Result<Page<u32>, SourceError> {
         let at = cursor.unwrap_or(0);
         match self.act.as_str() {
             // Three issues have comments; the comments of the last one make it wait.

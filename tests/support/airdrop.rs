@@ -453,9 +453,9 @@ pub(crate) use pass_on;
 pub(crate) type Fetched = Result<Page<u32>, SourceError>;
 
 /// A closure that gives pages.
-pub(crate) trait Pages: FnMut(&Context<'_>, &str, Option<u32>) -> Fetched + Send {}
+pub(crate) trait Pages: FnMut(&Context, &str, Option<u32>) -> Fetched + Send {}
 
-impl<F: FnMut(&Context<'_>, &str, Option<u32>) -> Fetched + Send> Pages for F {}
+impl<F: FnMut(&Context, &str, Option<u32>) -> Fetched + Send> Pages for F {}
 
 /// A source whose pages come from a boxed closure, so that all sources have one type and the code that serves them is
 /// compiled once.
@@ -513,15 +513,15 @@ impl<'a> Source<'a> {
 impl Extractor for Source<'_> {
     type Cursor = u32;
 
-    fn external_sync_units(&self, _: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError> {
+    fn external_sync_units(&self, _: &Context) -> Result<Vec<ExternalSyncUnit>, SourceError> {
         Ok(self.units.clone())
     }
 
-    fn metadata(&self, _: &Context<'_>) -> Result<Value, SourceError> {
+    fn metadata(&self, _: &Context) -> Result<Value, SourceError> {
         self.metadata.clone().map_err(|after| SourceError::RateLimited { after })
     }
 
-    fn initial_domain_mapping(&self, _: &Context<'_>) -> Result<Option<Value>, SourceError> {
+    fn initial_domain_mapping(&self, _: &Context) -> Result<Option<Value>, SourceError> {
         self.mapping_asked.fetch_add(1, Ordering::Relaxed);
         Ok(self.mapping.clone())
     }
@@ -530,13 +530,13 @@ impl Extractor for Source<'_> {
         self.policy
     }
 
-    fn streams(&self, _: &Context<'_>) -> Result<Vec<String>, SourceError> {
+    fn streams(&self, _: &Context) -> Result<Vec<String>, SourceError> {
         Ok(self.streams.iter().map(|&stream| stream.to_owned()).collect())
     }
 
     fn page(
         &self,
-        context: &Context<'_>,
+        context: &Context,
         listing: &Listing,
         cursor: Option<u32>,
     ) -> Result<Page<u32>, SourceError> {
@@ -550,13 +550,13 @@ impl Extractor for Source<'_> {
         self.refetch.is_some()
     }
 
-    fn refetch(&self, _: &Context<'_>, item_type: &str, ids: &[String]) -> Fetched {
+    fn refetch(&self, _: &Context, item_type: &str, ids: &[String]) -> Fetched {
         self.refetch.as_ref().ok_or("it is not to be asked")?(item_type, ids)
     }
 
     fn open_attachment(
         &self,
-        _: &Context<'_>,
+        _: &Context,
         attachment: &Attachment,
     ) -> Result<AttachmentBody, AttachmentError> {
         let denied = || AttachmentError::Denied { reason: "it is not to be opened".to_owned() };
@@ -600,7 +600,7 @@ pub(crate) fn all_of(stream: &str, pages: u32, items: u32) -> Vec<String> {
 
 /// A source of one stream of that many pages.
 pub(crate) fn paged(pages: u32, items: u32) -> Source<'static> {
-    Source::new(move |_: &Context<'_>, stream: &str, cursor: Option<u32>| {
+    Source::new(move |_: &Context, stream: &str, cursor: Option<u32>| {
         Ok(page_of(stream, cursor.unwrap_or(0), pages, items))
     })
 }

@@ -17,7 +17,6 @@ mod common;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
@@ -103,25 +102,22 @@ impl AsyncExtractor for Tracker {
     /// The number of the page, counted over all streams.
     type Cursor = u32;
 
-    async fn external_sync_units(
-        &self,
-        _: Arc<Context<'static>>,
-    ) -> Result<Vec<ExternalSyncUnit>, SourceError> {
+    async fn external_sync_units(&self, _: Context) -> Result<Vec<ExternalSyncUnit>, SourceError> {
         Ok(vec![ExternalSyncUnit::new("tracker", "Tracker", "Issues over HTTP")])
     }
 
-    async fn metadata(&self, _: Arc<Context<'static>>) -> Result<Value, SourceError> {
+    async fn metadata(&self, _: Context) -> Result<Value, SourceError> {
         let issues = RecordType::new().field("title", Field::text());
         Ok(Metadata::new().record_type("issues", issues).into())
     }
 
-    async fn streams(&self, _: Arc<Context<'static>>) -> Result<Vec<String>, SourceError> {
+    async fn streams(&self, _: Context) -> Result<Vec<String>, SourceError> {
         Ok((0..STREAMS).map(|no| format!("issues-{no}")).collect())
     }
 
     async fn page(
         &self,
-        _: Arc<Context<'static>>,
+        _: Context,
         listing: Listing,
         cursor: Option<u32>,
     ) -> Result<Page<u32>, SourceError> {
@@ -149,7 +145,7 @@ impl AsyncExtractor for Tracker {
 
     async fn open_attachment(
         &self,
-        _: Arc<Context<'static>>,
+        _: Context,
         attachment: Attachment,
     ) -> Result<AsyncAttachmentBody, AttachmentError> {
         let response = self.get(&attachment.url).await?;

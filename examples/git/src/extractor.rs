@@ -118,7 +118,7 @@ impl<'a> GitExtractor<'a> {
     }
 
     /// Decides what a new run extracts.
-    fn begin(&self, context: &Context<'_>) -> Result<Walk, SourceError> {
+    fn begin(&self, context: &Context) -> Result<Walk, SourceError> {
         let head = self.repository.head()?;
         if self.repository.is_shallow() {
             self.warn(
@@ -207,7 +207,7 @@ fn changed(how: &str) -> String {
 impl Extractor for GitExtractor<'_> {
     type Cursor = Cursor;
 
-    fn external_sync_units(&self, _: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError> {
+    fn external_sync_units(&self, _: &Context) -> Result<Vec<ExternalSyncUnit>, SourceError> {
         let repository = self.repository;
         let commits = match repository.head() {
             Ok(head) => repository.count(&head)?,
@@ -219,7 +219,7 @@ impl Extractor for GitExtractor<'_> {
         Ok(vec![unit.items(commits, COMMITS)])
     }
 
-    fn metadata(&self, _: &Context<'_>) -> Result<Value, SourceError> {
+    fn metadata(&self, _: &Context) -> Result<Value, SourceError> {
         Ok(serde_json::to_value(declared())?)
     }
 
@@ -227,13 +227,13 @@ impl Extractor for GitExtractor<'_> {
         CheckPolicy::Refuse
     }
 
-    fn streams(&self, _: &Context<'_>) -> Result<Vec<String>, SourceError> {
+    fn streams(&self, _: &Context) -> Result<Vec<String>, SourceError> {
         Ok(vec![COMMITS.to_owned()])
     }
 
     fn page(
         &self,
-        context: &Context<'_>,
+        context: &Context,
         _: &Listing,
         cursor: Option<Cursor>,
     ) -> Result<Page<Cursor>, SourceError> {
@@ -285,7 +285,7 @@ impl Extractor for GitExtractor<'_> {
 
     fn open_attachment(
         &self,
-        _: &Context<'_>,
+        _: &Context,
         attachment: &Attachment,
     ) -> Result<AttachmentBody, AttachmentError> {
         std::thread::sleep(self.page_delay);

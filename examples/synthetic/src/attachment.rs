@@ -47,7 +47,7 @@ impl Files {
     /// one.
     pub(crate) fn of_issue(
         &self,
-        context: &Context<'_>,
+        context: &Context,
         tracker: Option<&Tracker>,
         key: u32,
         issue: &Issue,

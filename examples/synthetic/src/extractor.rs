@@ -31,13 +31,13 @@ pub(crate) struct Synthetic {
 impl Extractor for Synthetic {
     type Cursor = u32;
 
-    fn external_sync_units(&self, _: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError> {
+    fn external_sync_units(&self, _: &Context) -> Result<Vec<ExternalSyncUnit>, SourceError> {
         let description = "Issues that are made up, the same ones every time";
         let unit = ExternalSyncUnit::new("synthetic", "Synthetic tracker", description);
         Ok(vec![unit.items(self.items.into(), ITEM_TYPE)])
     }
 
-    fn metadata(&self, _: &Context<'_>) -> Result<Value, SourceError> {
+    fn metadata(&self, _: &Context) -> Result<Value, SourceError> {
         Ok(serde_json::to_value(metadata())?)
     }
 
@@ -46,16 +46,11 @@ impl Extractor for Synthetic {
         CheckPolicy::Refuse
     }
 
-    fn streams(&self, _: &Context<'_>) -> Result<Vec<String>, SourceError> {
+    fn streams(&self, _: &Context) -> Result<Vec<String>, SourceError> {
         Ok(vec![ITEM_TYPE.to_owned()])
     }
 
-    fn page(
-        &self,
-        context: &Context<'_>,
-        _: &Listing,
-        cursor: Option<u32>,
-    ) -> Result<Page<u32>, SourceError> {
+    fn page(&self, context: &Context, _: &Listing, cursor: Option<u32>) -> Result<Page<u32>, SourceError> {
         std::thread::sleep(self.page_delay);
         let first = cursor.unwrap_or(0);
         let numbers = if let Some(tracker) = &self.tracker {
@@ -86,7 +81,7 @@ impl Extractor for Synthetic {
 
     fn open_attachment(
         &self,
-        _: &Context<'_>,
+        _: &Context,
         attachment: &Attachment,
     ) -> Result<AttachmentBody, AttachmentError> {
         self.files.open(attachment)

@@ -76,12 +76,12 @@ fn push_user(page: &mut Page<String>, user: User) -> Result<(), SourceError> {
 impl Extractor for Tracker {
     type Cursor = String;
 
-    fn external_sync_units(&self, _: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError> {
+    fn external_sync_units(&self, _: &Context) -> Result<Vec<ExternalSyncUnit>, SourceError> {
         let unit = ExternalSyncUnit::new("tracker", "The tracker", "All of its issues");
         Ok(vec![unit])
     }
 
-    fn metadata(&self, _: &Context<'_>) -> Result<Value, SourceError> {
+    fn metadata(&self, _: &Context) -> Result<Value, SourceError> {
         let author = || Field::reference(["#record:users"]);
         let comment = [
             ("text", Field::text().required()),
@@ -99,18 +99,18 @@ impl Extractor for Tracker {
         CheckPolicy::Refuse
     }
 
-    fn streams(&self, _: &Context<'_>) -> Result<Vec<String>, SourceError> {
+    fn streams(&self, _: &Context) -> Result<Vec<String>, SourceError> {
         Ok(vec!["issues".to_owned()])
     }
 
-    fn page(&self, context: &Context<'_>, listing: &Listing, cursor: Option<String>) -> PageResult {
+    fn page(&self, context: &Context, listing: &Listing, cursor: Option<String>) -> PageResult {
         match listing.parent() {
             None => self.issues(context.since().map(|since| since.timestamp()), cursor),
             Some(issue) => self.comments(issue, cursor),
         }
     }
 
-    fn open_attachment(&self, _: &Context<'_>, file: &Attachment) -> Result<AttachmentBody, AttachmentError> {
+    fn open_attachment(&self, _: &Context, file: &Attachment) -> Result<AttachmentBody, AttachmentError> {
         Ok(AttachmentBody::new(self.source.get(&file.url, &[])?))
     }
 }
