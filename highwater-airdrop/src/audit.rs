@@ -393,64 +393,6 @@ impl Again {
     }
 }
 
-/// The fields that the metadata declare as references, by item type, with the item types that they refer to by id.
-#[derive(Debug, Default)]
-struct References(HashMap<String, Vec<(String, Vec<String>)>>);
-
-impl References {
-    fn of(metadata: &Value) -> Self {
-        let none = serde_json::Map::new();
-        let types = metadata.get("record_types").and_then(Value::as_object).unwrap_or(&none);
-        let targets = |field: &Value| -> Option<Vec<String>> {
-            let kind = field.get("type")?.as_str()?;
-            let is_reference = matches!(kind, "reference" | "typed_reference");
-            let refers_to = field.get(kind).filter(|_| is_reference)?.get("refers_to")?.as_object()?;
-            // A reference by another field has no id.
-            let by_id = refers_to.iter().filter(|(_, detail)| detail.get("by_field").is_none());
-            let of_target = by_id.flat_map(|(target, _)| match target.split_once(':') {
-                Some(("#record", item_type)) => vec![item_type.to_owned()],
-                Some(("#category", category)) => {
-                    let is_in = |of: &Value| of.get("category").and_then(Value::as_str) == Some(category);
-                    types.iter().filter(|(_, of)| is_in(of)).map(|(item_type, _)| item_type.clone()).collect()
-                }
-                _ => Vec::new(),
-            });
-            Some(of_target.collect())
-        };
-        let of_type = |(item_type, declared): (&String, &Value)| {
-            let fields = declared.get("fields")?.as_object()?.iter();
-            let fields = fields.filter_map(|(name, field)| Some((name.clone(), targets(field)?)));
-            Some((item_type.clone(), fields.collect()))
-        };
-        Self(types.iter().filter_map(of_type).collect())
-    }
-
-    /// Calls `each` with every record that a line refers to.
-    fn each(&self, item_type: &str, line: &Value, mut each: impl FnMut(Key)) {
-        fn ids(value: &Value, target: &str, ids_of: &mut Vec<String>) {
-            match value {
-                Value::String(id) => ids_of.push(id.clone()),
-                Value::Number(id) => ids_of.push(id.to_string()),
-                Value::Array(values) => values.iter().for_each(|value| ids(value, target, ids_of)),
-                Value::Object(of) if of.get("ref_type").is_none_or(|of| of == target) => {
-                    of.get("id").into_iter().for_each(|id| ids(id, target, ids_of));
-                }
-                _ => {}
-            }
-        }
-        for (name, targets) in self.0.get(item_type).into_iter().flatten() {
-            let Some(value) = line.get("data").and_then(|data| data.get(name)) else { continue };
-            for target in targets {
-                let mut found = Vec::new();
-                ids(value, target, &mut found);
-                for id in found {
-                    each((target.clone(), id));
-                }
-            }
-        }
-    }
-}
-
 /// The record that a line about an attachment says it belongs to. It does not say its item type: `None` unless that is
 /// certain.
 fn parent(line: &Value, ids: &BTreeMap<String, BTreeSet<String>>) -> Option<Key> {
@@ -567,35 +509,24 @@ impl Look<'_> {
     }
 
     /// Finds records that came more than once. It is no fault that a record changed while its source was listed, nor
-    /// that what refers to it came again with it: as often as it changed, if the metadata declare the reference, or if
-    /// it is the parent of an attachment.
+    /// that its attachments came again with it: as often as it changed.
     fn records_again(&mut self, named: &[Named], again: Again, ids: &BTreeMap<String, BTreeSet<String>>) {
         let Again { changed, same_date, mut same, .. } = again;
-        let metadata = if changed.is_empty() { None } else { metadata_of(self.local, named) };
-        let metadata = metadata.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
-        let references = References::of(&metadata);
-        let is_listed = |named: &&Named| same.keys().any(|(item_type, _)| *item_type == named.item_type);
-        let listed: Vec<&Named> = named.iter().filter(is_listed).collect();
-        // How often each may come again.
+        // How often each attachment may come again.
         let mut may: BTreeMap<Key, u64> = BTreeMap::new();
-        for Named { id, item_type, .. } in listed.into_iter().filter(|_| !changed.is_empty()) {
+        let of_attachments = |named: &&Named| [ATTACHMENTS, UPLOADED].contains(&named.item_type.as_str());
+        for Named { id, item_type, .. } in named.iter().filter(of_attachments) {
+            if changed.is_empty() || !same.keys().any(|(of, _)| of == item_type) {
+                continue;
+            }
             // An artifact that cannot be read is a finding already.
             let _ = each_line(self.local, id, |line| {
                 let Some(key) = record_id(line).map(|record| (item_type.clone(), record)) else { return };
-                if !same.contains_key(&key) {
-                    return;
-                }
-                let line: Value = serde_json::from_slice(line).unwrap_or_default();
-                let mut refers_to = |to: Key| {
-                    if let Some(times) = changed.get(&to).filter(|_| to != key) {
-                        let most = may.entry(key.clone()).or_default();
-                        *most = (*most).max(*times);
-                    }
-                };
-                if [ATTACHMENTS, UPLOADED].contains(&item_type.as_str()) {
-                    parent(&line, ids).into_iter().for_each(refers_to);
-                } else {
-                    references.each(item_type, &line, &mut refers_to);
+                if same.contains_key(&key)
+                    && let Some(parent) = parent(&serde_json::from_slice(line).unwrap_or_default(), ids)
+                    && let Some(times) = changed.get(&parent)
+                {
+                    may.insert(key, *times);
                 }
             });
         }
@@ -639,8 +570,8 @@ impl Look<'_> {
                  platform takes the later line"
             )
         });
-        self.take(Verdict::Clean, "record-along", &along, |n| {
-            format!("{n} times a record came again unchanged, with a changed record that it refers to")
+        self.take(Verdict::Clean, "attachment-along", &along, |n| {
+            format!("{n} times an attachment came again unchanged, with its record, which changed")
         });
     }
 

@@ -9,6 +9,8 @@ use highwater_airdrop::{
     Verdict, audit, calls,
 };
 
+use serde_json::json;
+
 use crate::naive::{BATCH_ITEMS, BATCHES, NAIVE, worker};
 
 fn sync(dir: &Path, faults: &[&str]) -> Audit {
@@ -215,48 +217,45 @@ fn a_record_that_comes_again_is_a_finding_unless_it_changed_and_its_date_with_it
 }
 
 #[test]
-fn a_record_comes_again_with_the_one_it_refers_to_as_often_as_that_changed() {
-    let fields = r##""title":{"name":"Title","type":"text"},
-        "epic":{"type":"reference","reference":{"refers_to":{"#record:issues":{}}}},
-        "owner":{"type":"reference","reference":{"refers_to":{"#record:users":{}}}},
-        "priority":{"type":"text"}"##;
-    let excused = ["record-changed", "record-along"];
-    for (field, changes, times, findings, notes) in [
-        ("epic", 1, 1, None, &excused[..]),
-        // It cannot come along more often than the other changed.
-        ("epic", 1, 2, Some(1), &excused),
-        ("epic", 2, 2, None, &excused),
-        ("epic", 0, 1, Some(1), &[]),
-        // Fields that only happen to have the id.
-        ("owner", 1, 1, Some(1), &excused[..1]),
-        ("priority", 1, 1, Some(1), &excused[..1]),
-        ("undeclared", 1, 1, Some(1), &excused[..1]),
+fn an_attachment_comes_again_with_its_record_as_often_as_that_changed() {
+    let excused = ["record-changed", "attachment-along"];
+    for (parent, changes, times, findings, notes) in [
+        ("issue-7", 1, 1, None, &excused[..]),
+        // It cannot come along more often than its record changed.
+        ("issue-7", 1, 2, Some(1), &excused),
+        ("issue-7", 2, 2, None, &excused),
+        ("issue-7", 0, 1, Some(1), &[]),
+        // Another record changed.
+        ("issue-8", 1, 1, Some(1), &excused[..1]),
     ] {
         let dir = tempfile::tempdir().unwrap();
         let (airdrop, outcome) = synced(dir.path(), &[]);
-        rewrite_with(&airdrop, "record_types", |text| {
-            let mut metadata: serde_json::Value = serde_json::from_str(text).unwrap();
-            let types = &mut metadata["record_types"];
-            types["issues"]["fields"] = serde_json::from_str(&format!("{{{fields}}}")).unwrap();
-            types["users"] = types["issues"].clone();
-            metadata.to_string()
-        });
+        // The last artifact of issues becomes one of attachments.
+        let path = dir.path().join("messages.jsonl");
+        let messages = std::fs::read_to_string(&path).unwrap();
+        let (before, last) = messages.rsplit_once("\"item_type\":\"issues\"").unwrap();
+        std::fs::write(&path, format!("{before}\"item_type\":\"attachments\"{last}")).unwrap();
         rewrite(&airdrop, |text| {
-            let before = line(text, "issue-8");
-            let with = format!("\"title\":\"issue 8\",\"{field}\":\"issue-7\"");
-            let child = before.replace("\"title\":\"issue 8\"", &with);
-            let text = if before.is_empty() { text.to_owned() } else { text.replace(&before, &child) };
-            twice(&text, &|text| {
-                let changes =
-                    (0..changes).map(|n| changed_to(text, &format!("anew {n}"), &format!("2026-01-1{n}")));
-                changes.chain(std::iter::repeat_n(child.clone(), times)).collect()
-            })
+            let last = format!("issue-{}", BATCHES * BATCH_ITEMS - 1);
+            if line(text, &last).is_empty() {
+                return twice(text, &|text| {
+                    let date = |n| format!("2026-01-1{n}");
+                    (0..changes).map(|n| changed_to(text, &format!("anew {n}"), &date(n))).collect()
+                });
+            }
+            let file = |n| {
+                let url = format!("https://files.example.com/{n}");
+                let id = format!("file-{n}");
+                json!({ "id": id, "url": url, "file_name": "a.txt", "parent_id": parent }).to_string()
+            };
+            let files = (0..BATCH_ITEMS - times).map(file).chain((0..times).map(|_| file(0)));
+            files.collect::<Vec<_>>().join("\n")
         });
         let audit = audit(airdrop.local(), outcome.report.as_ref().unwrap(), outcome.is_done()).unwrap();
+        assert_eq!(audit.records["attachments"], BATCH_ITEMS - times, "{audit}");
         let again = audit.findings.iter().find(|found| found.rule == "record-twice");
-        assert_eq!(again.map(|found| found.count), findings, "{field} {changes} {times}: {audit}");
-        assert_eq!(audit.verdict == Verdict::Clean, findings.is_none(), "{field}: {audit}");
-        assert_eq!(rules(&audit.notes), notes, "{field}: {audit}");
+        assert_eq!(again.map(|found| found.count), findings, "{parent} {changes} {times}: {audit}");
+        assert_eq!(rules(&audit.notes), notes, "{parent} {changes} {times}: {audit}");
     }
 }
 
