@@ -997,36 +997,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_record_refers_to_what_the_metadata_say_and_to_nothing_else() {
-        let to = |kind: &str, targets: Value| json!({ "type": kind, kind: { "refers_to": targets } });
-        let fields = json!({
-            "issue": to("reference", json!({ "#record:issues": {} })),
-            "people": to("reference", json!({ "#category:people": {}, "#record:bots": { "by_field": "name" } })),
-            "about": to("typed_reference", json!({ "#record:issues": {}, "#record:users": {} })),
-            "priority": { "type": "text" },
-        });
-        let types = json!({
-            "comments": { "fields": fields },
-            "users": { "fields": {}, "category": "people" },
-            "issues": { "fields": {} },
-        });
-        let references = References::of(&json!({ "record_types": types }));
-        let found = |item_type: &str, data: Value| {
-            let mut found = Vec::new();
-            let line = json!({ "id": "1", "parent_id": "1", "data": data });
-            references.each(item_type, &line, |(item_type, id)| found.push(format!("{item_type} {id}")));
-            found
-        };
-        assert_eq!(found("comments", json!({ "issue": 1 })), ["issues 1"]);
-        assert_eq!(found("comments", json!({ "people": ["1", "2"] })), ["users 1", "users 2"]);
-        let about = json!({ "about": { "ref_type": "users", "id": "1" } });
-        assert_eq!(found("comments", about), ["users 1"]);
-        let none: [&str; 0] = [];
-        assert_eq!(found("comments", json!({ "priority": "1", "other": "1", "issue": null })), none);
-        assert_eq!(found("issues", json!({ "issue": "1" })), none);
-    }
-
-    #[test]
     fn an_attachment_belongs_to_the_only_record_that_has_the_id_of_its_parent() {
         let ids = |all: &[(&str, &[&str])]| -> BTreeMap<String, BTreeSet<String>> {
             let set = |ids: &[&str]| ids.iter().map(|id| (*id).to_owned()).collect();

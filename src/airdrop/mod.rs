@@ -39,6 +39,7 @@ mod serve;
 mod settings;
 mod source_client;
 mod source_error;
+mod time_cursor;
 mod window;
 
 pub use crate::model::Step;
@@ -78,4 +79,5 @@ pub use serve::serve;
 pub use settings::Serve;
 pub use source_client::{QueryValue, SourceAnswer, SourceClient, SourceRequest};
 pub use source_error::{AttachmentError, SourceError};
+pub use time_cursor::TimeCursor;
 pub use window::Window;

@@ -87,6 +87,12 @@ impl fmt::Debug for SourceAnswer {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QueryValue(Option<String>);
 
+impl QueryValue {
+    pub(super) fn into_text(self) -> Option<String> {
+        self.0
+    }
+}
+
 impl<T: Into<QueryValue>> From<Option<T>> for QueryValue {
     fn from(value: Option<T>) -> Self {
         value.map_or(Self(None), Into::into)

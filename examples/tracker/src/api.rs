@@ -38,7 +38,7 @@ pub(crate) struct File {
     pub(crate) name: String,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 pub(crate) struct Comments {
     pub(crate) comments: Vec<Comment>,
     #[serde(deserialize_with = "Option::deserialize")]

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use crate::api::{Comments, Deleted, Issue, Issues, User};
 
 type PageResult = Result<Page<String>, SourceError>;
+type BodyResult = Result<AttachmentBody, AttachmentError>;
 
 /// The connector.
 pub struct Tracker {
@@ -54,9 +55,9 @@ impl Tracker {
     fn comments(&self, issue: &str, after: Option<String>) -> PageResult {
         let path = format!("/issues/{issue}/comments");
         let query = [("after", after.into())];
-        let listing = self.source.get_json_if_found(&path, &query)?;
-        // The issue was deleted meanwhile, which the next run is told.
-        let Some(listing): Option<Comments> = listing else { return Ok(Page::last()) };
+        // None if the issue was deleted meanwhile, which the next run is told.
+        let listing: Option<Comments> = self.source.get_json_if_found(&path, &query)?;
+        let listing = listing.unwrap_or_default();
         let mut page = Page::with_next(listing.next);
         for comment in listing.comments {
             let data = json!({ "text": comment.text, "author": comment.author.id, "issue": issue });
@@ -110,7 +111,7 @@ impl Extractor for Tracker {
         }
     }
 
-    fn open_attachment(&self, _: &Context, file: &Attachment) -> Result<AttachmentBody, AttachmentError> {
+    fn open_attachment(&self, _: &Context, file: &Attachment) -> BodyResult {
         Ok(AttachmentBody::new(self.source.get(&file.url, &[])?))
     }
 }
