@@ -42,13 +42,13 @@ use super::source_error::SourceError;
 ///             page.push("tickets", Record::new(ticket.id, &json!({}))?.modified_text(&ticket.updated_at)?);
 ///         }
 ///     }
-///     page.set_next(at.next(listing.next_page.is_some()));
+///     page.set_next(at.next(listing.next_page));
 ///     Ok(page)
 /// }
 /// ```
 ///
 /// A listing in which nothing leaves its place, such as the comments of a ticket, needs no time: without
-/// [`TimeCursor::is_new`], a [default](TimeCursor::default) cursor counts pages. So one type serves both.
+/// [`TimeCursor::is_new`], a [default](TimeCursor::default) cursor is the number of the page. So one type serves both.
 ///
 /// # What the API must do
 /// - Sort by the time of the last change, the oldest first, and records of one time in an order that does not change,
@@ -63,8 +63,8 @@ use super::source_error::SourceError;
 pub struct TimeCursor {
     /// The time of the last record that was read or, until one is, where to begin.
     since: Option<String>,
-    /// The pages of `since` that were read.
-    pages: u32,
+    /// The number of the page, of what changed at or after `since`; `None` for the first one.
+    page: Option<u32>,
     /// The records of the time `since` that were read.
     read: BTreeSet<String>,
     /// Whether the answer at hand has a later time than the one before it.
@@ -84,9 +84,9 @@ impl TimeCursor {
         self.since.as_ref().into()
     }
 
-    /// The page to ask for, of what changed at or after [`TimeCursor::since`]; the first is 1.
-    pub fn page(&self) -> u32 {
-        self.pages.saturating_add(1)
+    /// The number of the page to ask for, of what changed at or after [`TimeCursor::since`]; nothing for the first one.
+    pub fn page(&self) -> Option<u32> {
+        self.page
     }
 
     /// Whether this record was not read yet. Call it for each record of the answer, in its order. `changed_at` is the
@@ -101,7 +101,7 @@ impl TimeCursor {
             if order == Ordering::Greater {
                 self.since = Some(changed_at.to_owned());
                 self.is_later = true;
-                self.pages = 0;
+                self.page = None;
                 self.read.clear();
             }
         }
@@ -127,12 +127,14 @@ impl TimeCursor {
         }
     }
 
-    /// The cursor of the next page; `None` unless the API says that there is `more`.
-    pub fn next(mut self, more: bool) -> Option<Self> {
-        if !std::mem::take(&mut self.is_later) {
-            self.pages = self.pages.saturating_add(1);
-        }
-        more.then_some(self)
+    /// The cursor of the next page. `next_page` is its number, as the API says in this answer; `None` at the end of the
+    /// listing. Pass it on as it is: if an answer leads to its own page, that page is asked for again. If the API only says
+    /// that there is more, it is `more.then(|| at.page().unwrap_or(1) + 1)`.
+    pub fn next(mut self, next_page: Option<u32>) -> Option<Self> {
+        // What is behind a later time begins at its first page.
+        self.page = next_page.filter(|_| !self.is_later);
+        self.is_later = false;
+        next_page.map(|_| self)
     }
 }
 
@@ -181,8 +183,8 @@ mod tests {
             if self.is_text { text() } else { time.to_string() }
         }
 
-        /// What `updated_since=` this text and `page=` this number answer, and whether there is more.
-        fn answer(&mut self, since: Option<&str>, page: u32) -> (Vec<Changed>, bool) {
+        /// What `updated_since=` this text and `page=` this number answer, and the number of the next page.
+        fn answer(&mut self, since: Option<&str>, page: u32) -> (Vec<Changed>, Option<u32>) {
             self.records.sort_by_key(|(id, time)| (*time, *id));
             let least = self.records.iter().map(|(_, time)| *time);
             let least = least.filter(|time| since.is_none_or(|since| self.text(*time) == since)).min();
@@ -194,7 +196,7 @@ mod tests {
                 .collect();
             let from = self.per_page * (page as usize - 1);
             let answer = wanted.iter().copied().skip(from).take(self.per_page).collect();
-            (answer, wanted.len() > from + self.per_page)
+            (answer, (wanted.len() > from + self.per_page).then_some(page + 1))
         }
     }
 
@@ -208,14 +210,14 @@ mod tests {
             let mut at: TimeCursor = serde_json::from_str(&json).unwrap_or_default();
             // The last record of the time stays, so that the time is known to the source.
             let since = at.since.clone().filter(|_| by_time);
-            let (answer, more) = source.answer(since.as_deref(), at.page());
+            let (answer, next_page) = source.answer(since.as_deref(), at.page.unwrap_or(1));
             for record in &answer {
                 if !by_time || at.is_new(&record.0.to_string(), &source.text(record.1)).unwrap() {
                     seen.push(*record);
                 }
             }
             // One that was read, and is not of the last time, changes or is deleted, unless this was the last page.
-            if let Some((index, is_deleted)) = changes.next().filter(|_| more) {
+            if let Some((index, is_deleted)) = changes.next().filter(|_| next_page.is_some()) {
                 let last = answer.last().map_or(0, |(_, time)| *time);
                 let read: Vec<_> =
                     (0..source.records.len()).filter(|at| source.records[*at].1 < last).collect();
@@ -229,7 +231,7 @@ mod tests {
                     }
                 }
             }
-            next = at.next(more).map(|at| serde_json::to_string(&at).unwrap());
+            next = at.next(next_page).map(|at| serde_json::to_string(&at).unwrap());
         }
         (seen, source.records)
     }
@@ -269,14 +271,16 @@ mod tests {
         assert!(at.is_new("1", "2026-01-02T03:04:05Z").unwrap());
         assert!(!at.is_new("1", "2026-01-02T04:04:05.0+01:00").unwrap());
         assert!(at.is_new("1", "2026-01-02T03:04:05.5Z").unwrap(), "it changed");
-        let next = at.next(true).unwrap();
-        assert_eq!((next.since(), next.page()), ("2026-01-02T03:04:05.5Z".into(), 1));
+        let next = at.next(Some(2)).unwrap();
+        assert_eq!((next.since(), next.page()), ("2026-01-02T03:04:05.5Z".into(), None));
         // All of a page were read.
         let mut at = next;
         assert!(!at.is_new("1", "2026-01-02T03:04:05.5Z").unwrap());
-        let next = at.next(true).unwrap();
-        assert_eq!((next.since(), next.page()), ("2026-01-02T03:04:05.5Z".into(), 2));
-        assert_eq!(next.next(false), None);
+        let next = at.next(Some(2)).unwrap();
+        assert_eq!((next.since(), next.page()), ("2026-01-02T03:04:05.5Z".into(), Some(2)));
+        // An answer that leads to its own page is asked for again, and not passed over.
+        assert_eq!(next.clone().next(Some(2)), Some(next.clone()));
+        assert_eq!(next.next(None), None);
     }
 
     #[test]
@@ -298,9 +302,9 @@ mod tests {
     }
 
     #[test]
-    fn without_times_it_counts_pages() {
-        let at = TimeCursor::default().next(true).unwrap().next(true).unwrap();
-        assert_eq!((at.since(), at.page()), (None::<&str>.into(), 3));
+    fn without_times_it_is_the_number_of_the_page() {
+        let at = TimeCursor::default().next(Some(2)).unwrap().next(Some(3)).unwrap();
+        assert_eq!((at.since(), at.page()), (None::<&str>.into(), Some(3)));
         let json = serde_json::to_string(&at).unwrap();
         assert_eq!(serde_json::from_str::<TimeCursor>(&json).unwrap(), at);
     }
