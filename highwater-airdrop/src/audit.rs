@@ -509,19 +509,24 @@ impl Look<'_> {
     }
 
     /// Finds records that came more than once. It is no fault that a record changed while its source was listed, nor
-    /// that its attachments came again with it: as often as it changed.
+    /// that what it has came again with it: an attachment as often as its record changed, and an upload as often as its
+    /// attachment did.
     fn records_again(&mut self, named: &[Named], again: Again, ids: &BTreeMap<String, BTreeSet<String>>) {
         let Again { changed, same_date, mut same, .. } = again;
-        // How often each attachment may come again.
-        let mut may: BTreeMap<Key, u64> = BTreeMap::new();
-        let of_attachments = |named: &&Named| [ATTACHMENTS, UPLOADED].contains(&named.item_type.as_str());
-        for Named { id, item_type, .. } in named.iter().filter(of_attachments) {
-            if changed.is_empty() || !same.keys().any(|(of, _)| of == item_type) {
-                continue;
-            }
+        // How often each may come again.
+        let uploads = same.keys().filter(|(item_type, _)| item_type == UPLOADED);
+        let mut may: BTreeMap<Key, u64> = uploads
+            .filter_map(|key| Some((key.clone(), *changed.get(&(ATTACHMENTS.to_owned(), key.1.clone()))?)))
+            .collect();
+        let has_attachments =
+            same.keys().any(|(item_type, _)| item_type == ATTACHMENTS) && !changed.is_empty();
+        for Named { id, .. } in named.iter().filter(|named| has_attachments && named.item_type == ATTACHMENTS)
+        {
             // An artifact that cannot be read is a finding already.
             let _ = each_line(self.local, id, |line| {
-                let Some(key) = record_id(line).map(|record| (item_type.clone(), record)) else { return };
+                let Some(key) = record_id(line).map(|record| (ATTACHMENTS.to_owned(), record)) else {
+                    return;
+                };
                 if same.contains_key(&key)
                     && let Some(parent) = parent(&serde_json::from_slice(line).unwrap_or_default(), ids)
                     && let Some(times) = changed.get(&parent)
@@ -571,7 +576,7 @@ impl Look<'_> {
             )
         });
         self.take(Verdict::Clean, "attachment-along", &along, |n| {
-            format!("{n} times an attachment came again unchanged, with its record, which changed")
+            format!("{n} times an attachment came again, with a change of what it belongs to")
         });
     }
 

@@ -18,7 +18,8 @@ use super::event::Event;
 use super::sdk::Scope;
 use super::window::Window;
 
-/// The invocation as an extractor sees it: the event, the run, and what to extract. A clone is cheap.
+/// The invocation as an extractor sees it: the event, the run, and what to extract. A clone is cheap, and keeps the store
+/// open: do not keep one beyond the call.
 #[derive(Clone)]
 pub struct Context {
     pub(super) event: Arc<Event>,

@@ -14,8 +14,9 @@ use super::source_error::SourceError;
 ///
 /// A page number is no position: if a record that was read changes, it moves to the end, and all behind it move up by
 /// one. The first of the next page is then never seen. So this cursor asks for the first page of what changed since the
-/// last time that was read. Only if a whole page has one time does it ask for the next page of that time.
-/// [`TimeCursor::is_new`] leaves out what was read before.
+/// last time that was read, and [`TimeCursor::is_new`] leaves out what was read before. Nothing is lost or read twice,
+/// whatever changes or is deleted meanwhile, as long as a time has fewer records than a page. If an answer has no later
+/// time, the next page of that time is asked for, and a record of this time that changes then can hide another one.
 ///
 /// ```
 /// use highwater::airdrop::{Context, SourceClient, SourceError, TimeCursor};
@@ -47,13 +48,14 @@ use super::source_error::SourceError;
 /// }
 /// ```
 ///
-/// A listing in which nothing leaves its place, such as the comments of a ticket, needs no time: without
+/// A listing in which nothing leaves its place, such as comments that cannot be deleted, needs no time: without
 /// [`TimeCursor::is_new`], a [default](TimeCursor::default) cursor is the number of the page. So one type serves both.
 ///
 /// # What the API must do
 /// - Sort by the time of the last change, the oldest first, and records of one time in an order that does not change,
 ///   such as by id. [`TimeCursor::is_new`] refuses a record that is older than the one before it.
-/// - Take the time itself with `updated_since`. If the API means *later than*, records of the last time can be lost.
+/// - Include the time itself in what it returns. If the API means *later than*, pass times that are one unit less, to
+///   [`TimeCursor::new`] too; otherwise records of the last time can be lost.
 /// - Compare with the times that it returns. If it is coarser, such as whole minutes, pass times that are cut to that.
 ///
 /// The ids that were read at one time are in the cursor, which has at most
@@ -93,7 +95,7 @@ impl TimeCursor {
     /// text of the API: RFC 3339, or a number such as seconds since 1970.
     ///
     /// # Errors
-    /// `Failed` if the time is none, or is earlier than that of a record before it. Then the API does not sort as it
+    /// `Failed` if the text is no time, or is earlier than that of a record before it. Then the API does not sort as it
     /// must, and records could be lost.
     pub fn is_new(&mut self, id: &str, changed_at: &str) -> Result<bool, SourceError> {
         if self.since.as_deref() != Some(changed_at) || self.read.is_empty() {
@@ -128,8 +130,8 @@ impl TimeCursor {
     }
 
     /// The cursor of the next page. `next_page` is its number, as the API says in this answer; `None` at the end of the
-    /// listing. Pass it on as it is: if an answer leads to its own page, that page is asked for again. If the API only says
-    /// that there is more, it is `more.then(|| at.page().unwrap_or(1) + 1)`.
+    /// listing. Do not count instead: an answer that leads to its own page, as a broken one may, is then refused and
+    /// not passed over. Only if the API just says that there is more, take `at.page().unwrap_or(1) + 1`.
     pub fn next(mut self, next_page: Option<u32>) -> Option<Self> {
         // What is behind a later time begins at its first page.
         self.page = next_page.filter(|_| !self.is_later);
@@ -242,7 +244,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_is_lost_or_read_twice_while_the_source_changes(
+        fn nothing_is_lost_or_read_twice_while_what_is_older_than_the_last_time_changes(
             times in prop::collection::vec(0_u32..12, 1..60),
             per_page in 1_usize..9,
             is_text in any::<bool>(),
@@ -263,6 +265,28 @@ mod tests {
         assert!(lost(&read(source(), &changes, false)) > 0);
         assert_eq!(lost(&read(source(), &changes, true)), 0);
         assert_eq!(lost(&read(source(), &[], false)), 0, "a source that does not change");
+    }
+
+    /// The limit that the documentation names; no cursor of page numbers is without it.
+    #[test]
+    fn more_records_of_one_time_than_a_page_has_can_hide_one() {
+        let mut source = Source { records: (0..4).map(|id| (id, 0)).collect(), per_page: 2, is_text: true };
+        let mut at = TimeCursor::default();
+        let mut seen = Vec::new();
+        for moves in [None, Some(0), None] {
+            let (answer, next_page) = source.answer(at.since.clone().as_deref(), at.page.unwrap_or(1));
+            for (id, time) in answer {
+                if at.is_new(&id.to_string(), &source.text(time)).unwrap() {
+                    seen.push(id);
+                }
+            }
+            if let Some(which) = moves {
+                source.records[which].1 = 1;
+            }
+            let Some(next) = at.clone().next(next_page) else { break };
+            at = next;
+        }
+        assert_eq!(seen, [0, 1, 3, 0], "record 2 moved to a page that was read");
     }
 
     #[test]

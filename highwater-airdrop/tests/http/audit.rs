@@ -260,6 +260,54 @@ fn an_attachment_comes_again_with_its_record_as_often_as_that_changed() {
 }
 
 #[test]
+fn an_upload_comes_again_as_often_as_its_attachment_changed_and_not_as_its_record_did() {
+    let last = |batches: u64| format!("issue-{}", batches * BATCH_ITEMS - 1);
+    for (is_changed, findings, notes) in
+        [(true, None, vec!["record-changed", "attachment-along"]), (false, Some(1), vec!["record-changed"])]
+    {
+        let dir = tempfile::tempdir().unwrap();
+        let (airdrop, outcome) = synced(dir.path(), &[]);
+        // Of three artifacts of issues, the second becomes one of attachments, and the third one of their uploads.
+        let path = dir.path().join("messages.jsonl");
+        let messages = std::fs::read_to_string(&path).unwrap();
+        let parts: Vec<&str> = messages.split("\"item_type\":\"issues\"").collect();
+        let [before, first, second, third] = parts[..] else { panic!("{messages}") };
+        let of = |item_type: &str| format!("\"item_type\":\"{item_type}\"");
+        let types = [of("issues"), of("attachments"), of("ssor_attachment")];
+        let named = [before, &types[0], first, &types[1], second, &types[2], third].concat();
+        std::fs::write(&path, named).unwrap();
+        rewrite(&airdrop, |text| {
+            let file = |n: u64, url: &str| {
+                let id = format!("file-{n}");
+                json!({ "id": id, "url": url, "file_name": "a.txt", "parent_id": "issue-7" }).to_string()
+            };
+            let upload = |n: u64, to: u64| {
+                let id = json!({ "devrev": format!("upload-{to}"), "external": format!("file-{n}") });
+                json!({ "id": id, "parent_id": { "external": "issue-7" } }).to_string()
+            };
+            let lines: Vec<String> = if !line(text, &last(2)).is_empty() {
+                let again =
+                    if is_changed { "https://files.example.com/anew" } else { "https://files.example.com" };
+                let files = (0..BATCH_ITEMS - 1).map(|n| file(n, "https://files.example.com"));
+                files.chain([file(0, again)]).collect()
+            } else if !line(text, &last(3)).is_empty() {
+                (0..BATCH_ITEMS - 1).map(|n| upload(n, n)).chain([upload(0, BATCH_ITEMS)]).collect()
+            } else {
+                return twice(text, &|text| vec![changed(text)]);
+            };
+            lines.join("\n")
+        });
+        let audit = audit(airdrop.local(), outcome.report.as_ref().unwrap(), outcome.is_done()).unwrap();
+        let again = audit.findings.iter().find(|found| found.rule == "attachment-twice");
+        assert_eq!(again.map(|found| found.count), findings, "{audit}");
+        let notes_of = rules(&audit.notes);
+        assert!(notes.iter().all(|note| notes_of.contains(note)), "{notes_of:?}: {audit}");
+        // The line that came again unchanged has its own excuse, the change of its record.
+        assert_eq!(audit.findings.iter().filter(|found| found.rule == "record-twice").count(), 0, "{audit}");
+    }
+}
+
+#[test]
 fn a_sync_of_which_there_is_no_report_has_failed() {
     let dir = tempfile::tempdir().unwrap();
     let mut options = AirdropOptions::default();
