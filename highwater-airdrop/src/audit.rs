@@ -372,6 +372,8 @@ struct Again {
     same_date: BTreeMap<Key, u64>,
     /// Those that came with the content that they had, and how often.
     same: BTreeMap<Key, u64>,
+    /// The parents of the attachments that came more than once, by the ids of both.
+    parents: BTreeMap<String, String>,
 }
 
 impl Again {
@@ -389,20 +391,29 @@ impl Again {
             Some(Compared { date: Some(date), .. }) if compared.date == Some(date) => &mut self.same_date,
             _ => &mut self.changed,
         };
+        if item_type == ATTACHMENTS
+            && let Ok(line) = serde_json::from_slice(line)
+            && let Some(parent) = parent_id(&line)
+        {
+            self.parents.insert(record.clone(), parent.to_owned());
+        }
         *which.entry((item_type.to_owned(), record)).or_default() += 1;
     }
 }
 
-/// The record that a line about an attachment says it belongs to. It does not say its item type: `None` unless that is
-/// certain.
-fn parent(line: &Value, ids: &BTreeMap<String, BTreeSet<String>>) -> Option<Key> {
+/// The id of the record that a line about an attachment says it belongs to.
+fn parent_id(line: &Value) -> Option<&str> {
     let parent = line.get("parent_id")?;
-    let parent = parent.as_str().or_else(|| parent.get("external")?.as_str())?;
+    parent.as_str().or_else(|| parent.get("external")?.as_str())
+}
+
+/// The record of the connector that has an id; `None` unless it is the only one.
+fn only_record(id: &str, ids: &BTreeMap<String, BTreeSet<String>>) -> Option<Key> {
     let own = [METADATA, UNITS, ATTACHMENTS, UPLOADED];
     let mut types =
-        ids.iter().filter(|(item_type, ids)| !own.contains(&item_type.as_str()) && ids.contains(parent));
+        ids.iter().filter(|(item_type, ids)| !own.contains(&item_type.as_str()) && ids.contains(id));
     let (item_type, _) = types.next()?;
-    types.next().is_none().then(|| (item_type.clone(), parent.to_owned()))
+    types.next().is_none().then(|| (item_type.clone(), id.to_owned()))
 }
 
 /// What earlier runs announced of attachments.
@@ -498,7 +509,7 @@ impl Look<'_> {
         self.take(suspicious, "artifact-twice", &again, |n| {
             format!("{n} records are announced once more, in an artifact that is named more than once")
         });
-        self.records_again(named, again_lines, &delivered.ids);
+        self.records_again(again_lines, &delivered.ids);
         self.take(lost, "artifact-unreadable", &unreadable, |n| {
             format!("{n} announced artifacts cannot be read")
         });
@@ -511,34 +522,18 @@ impl Look<'_> {
     /// Finds records that came more than once. It is no fault that a record changed while its source was listed, nor
     /// that what it has came again with it: an attachment as often as its record changed, and an upload as often as its
     /// attachment did.
-    fn records_again(&mut self, named: &[Named], again: Again, ids: &BTreeMap<String, BTreeSet<String>>) {
-        let Again { changed, same_date, mut same, .. } = again;
+    fn records_again(&mut self, again: Again, ids: &BTreeMap<String, BTreeSet<String>>) {
+        let Again { changed, same_date, mut same, parents, .. } = again;
         // How often each may come again.
-        let uploads = same.keys().filter(|(item_type, _)| item_type == UPLOADED);
-        let mut may: BTreeMap<Key, u64> = uploads
-            .filter_map(|key| Some((key.clone(), *changed.get(&(ATTACHMENTS.to_owned(), key.1.clone()))?)))
-            .collect();
-        let has_attachments =
-            same.keys().any(|(item_type, _)| item_type == ATTACHMENTS) && !changed.is_empty();
-        for Named { id, .. } in named.iter().filter(|named| has_attachments && named.item_type == ATTACHMENTS)
-        {
-            // An artifact that cannot be read is a finding already.
-            let _ = each_line(self.local, id, |line| {
-                let Some(key) = record_id(line).map(|record| (ATTACHMENTS.to_owned(), record)) else {
-                    return;
-                };
-                if same.contains_key(&key)
-                    && let Some(parent) = parent(&serde_json::from_slice(line).unwrap_or_default(), ids)
-                    && let Some(times) = changed.get(&parent)
-                {
-                    may.insert(key, *times);
-                }
-            });
-        }
+        let may = |(item_type, record): &Key| match item_type.as_str() {
+            ATTACHMENTS => changed.get(&only_record(parents.get(record)?, ids)?),
+            UPLOADED => changed.get(&(ATTACHMENTS.to_owned(), record.clone())),
+            _ => None,
+        };
         let mut along = Examples::default();
-        for (key, most) in may {
-            let Some(times) = same.get_mut(&key) else { continue };
-            let forgiven = most.min(*times);
+        for (key, times) in &mut same {
+            let Some(most) = may(key) else { continue };
+            let forgiven = *most.min(times);
             *times -= forgiven;
             along.add(forgiven, format!("{} {}", key.0, key.1));
         }
@@ -784,7 +779,12 @@ impl Look<'_> {
 
     /// Checks what is announced against the metadata of the run.
     fn metadata(&mut self, named: &[Named], delivered: &Delivered) {
-        let Some(text) = metadata_of(self.local, named) else { return };
+        let Some(of_run) = named.iter().rfind(|named| named.item_type == METADATA) else { return };
+        let mut text = Vec::new();
+        if each_line(self.local, &of_run.id, |line| text.extend_from_slice(line)).is_err() {
+            // That is a finding already.
+            return;
+        }
         let metadata = match Metadata::from_slice(&text) {
             Ok(metadata) => metadata,
             Err(findings) => {
@@ -899,14 +899,6 @@ impl Look<'_> {
     }
 }
 
-/// The metadata of a run; `None` if there are none, or if they cannot be read.
-fn metadata_of(local: &Local, named: &[Named]) -> Option<Vec<u8>> {
-    let of_run = named.iter().rfind(|named| named.item_type == METADATA)?;
-    let mut text = Vec::new();
-    each_line(local, &of_run.id, |line| text.extend_from_slice(line)).ok()?;
-    Some(text)
-}
-
 /// A failed attachment, from the line that named it.
 fn failed_attachment(id: String, line: &[u8]) -> FailedAttachment {
     let line: Value = serde_json::from_slice(line).unwrap_or_default();
@@ -1007,6 +999,7 @@ mod tests {
             let set = |ids: &[&str]| ids.iter().map(|id| (*id).to_owned()).collect();
             all.iter().map(|(item_type, ids)| ((*item_type).to_owned(), set(ids))).collect()
         };
+        let parent = |line: &Value, ids| parent_id(line).and_then(|id| only_record(id, ids));
         let one = ids(&[("issues", &["1"]), ("users", &["2"]), (ATTACHMENTS, &["1"])]);
         let issue = Some(("issues".to_owned(), "1".to_owned()));
         assert_eq!(parent(&json!({ "parent_id": "1" }), &one), issue);

@@ -8,7 +8,6 @@ use highwater_airdrop::{
     Airdrop, AirdropOptions, Audit, AuditFinding, Fault, Outcome, Progress, SyncOptions, SyncSettings,
     Verdict, audit, calls,
 };
-
 use serde_json::json;
 
 use crate::naive::{BATCH_ITEMS, BATCHES, NAIVE, worker};
@@ -111,23 +110,33 @@ fn what_is_made_good_is_no_finding() {
 
 /// Rewrites the artifacts of issues.
 fn rewrite(airdrop: &Airdrop, by: impl Fn(&str) -> String) {
-    rewrite_with(airdrop, "issue-", by);
-}
-
-/// Rewrites the artifacts that have this text in them.
-fn rewrite_with(airdrop: &Airdrop, has: &str, by: impl Fn(&str) -> String) {
     use std::io::{Read as _, Write as _};
     for id in airdrop.local().artifacts().unwrap() {
         let path = airdrop.local().artifact_path(&id).unwrap();
         let (mut text, bytes) = (String::new(), std::fs::read(&path).unwrap());
         flate2::read::GzDecoder::new(bytes.as_slice()).read_to_string(&mut text).unwrap();
-        if text.contains(has) {
+        if text.contains("issue-") {
             let file = std::fs::File::create(&path).unwrap();
             let mut gzip = flate2::write::GzEncoder::new(file, flate2::Compression::fast());
             gzip.write_all(by(&text).as_bytes()).unwrap();
             gzip.finish().unwrap();
         }
     }
+}
+
+/// Gives the three artifacts of issues other item types in the messages that name them.
+fn retype(dir: &Path, item_types: [&str; 3]) {
+    let path = dir.join("messages.jsonl");
+    let messages = std::fs::read_to_string(&path).unwrap();
+    let of = |item_type: &str| format!("\"item_type\":\"{item_type}\"");
+    let issues = of("issues");
+    let mut parts = messages.split(&issues);
+    let mut retyped = parts.next().unwrap().to_owned();
+    for item_type in item_types {
+        retyped.extend([&of(item_type), parts.next().unwrap()]);
+    }
+    assert_eq!(parts.next(), None, "{messages}");
+    std::fs::write(&path, retyped).unwrap();
 }
 
 /// Makes the lines that come again from the text of an artifact.
@@ -230,11 +239,7 @@ fn an_attachment_comes_again_with_its_record_as_often_as_that_changed() {
     ] {
         let dir = tempfile::tempdir().unwrap();
         let (airdrop, outcome) = synced(dir.path(), &[]);
-        // The last artifact of issues becomes one of attachments.
-        let path = dir.path().join("messages.jsonl");
-        let messages = std::fs::read_to_string(&path).unwrap();
-        let (before, last) = messages.rsplit_once("\"item_type\":\"issues\"").unwrap();
-        std::fs::write(&path, format!("{before}\"item_type\":\"attachments\"{last}")).unwrap();
+        retype(dir.path(), ["issues", "issues", "attachments"]);
         rewrite(&airdrop, |text| {
             let last = format!("issue-{}", BATCHES * BATCH_ITEMS - 1);
             if line(text, &last).is_empty() {
@@ -267,15 +272,7 @@ fn an_upload_comes_again_as_often_as_its_attachment_changed_and_not_as_its_recor
     {
         let dir = tempfile::tempdir().unwrap();
         let (airdrop, outcome) = synced(dir.path(), &[]);
-        // Of three artifacts of issues, the second becomes one of attachments, and the third one of their uploads.
-        let path = dir.path().join("messages.jsonl");
-        let messages = std::fs::read_to_string(&path).unwrap();
-        let parts: Vec<&str> = messages.split("\"item_type\":\"issues\"").collect();
-        let [before, first, second, third] = parts[..] else { panic!("{messages}") };
-        let of = |item_type: &str| format!("\"item_type\":\"{item_type}\"");
-        let types = [of("issues"), of("attachments"), of("ssor_attachment")];
-        let named = [before, &types[0], first, &types[1], second, &types[2], third].concat();
-        std::fs::write(&path, named).unwrap();
+        retype(dir.path(), ["issues", "attachments", "ssor_attachment"]);
         rewrite(&airdrop, |text| {
             let file = |n: u64, url: &str| {
                 let id = format!("file-{n}");
