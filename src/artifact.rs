@@ -66,37 +66,82 @@ impl Default for Level {
     }
 }
 
+/// Bytes of one piece of lines or of a gzip member, at most; only a longer line is a longer piece. With its key and
+/// envelope, such a piece fits into 64 KiB. redb stores a large value in a page of its own, whose size is a power of two: a
+/// batch of 300 KB in one piece would take 512 KiB, in the file and, while it is written or read, in memory.
+pub(crate) const PIECE_BYTES: usize = 63 * 1024;
+
+/// Bytes in pieces of [`PIECE_BYTES`]; the last may be shorter.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Pieces(Vec<Vec<u8>>);
+
+impl Pieces {
+    /// Bytes of all pieces.
+    pub(crate) fn bytes(&self) -> usize {
+        self.0.iter().map(Vec::len).sum()
+    }
+
+    pub(crate) fn concat(&self) -> Vec<u8> {
+        self.0.concat()
+    }
+}
+
+impl IntoIterator for Pieces {
+    type Item = Vec<u8>;
+    type IntoIter = std::vec::IntoIter<Vec<u8>>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.into_iter()
+    }
+}
+
+impl Write for Pieces {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.0.last().is_none_or(|last| last.len() >= PIECE_BYTES) {
+            self.0.push(Vec::with_capacity(PIECE_BYTES));
+        }
+        let Some(last) = self.0.last_mut() else { return Ok(0) };
+        let room = PIECE_BYTES.saturating_sub(last.len());
+        let fitting = bytes.get(..room).unwrap_or(bytes);
+        last.extend_from_slice(fitting);
+        Ok(fitting.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// Puts pieces of JSON Lines into one gzip member.
-pub(crate) fn compress(pieces: &[&[u8]], level: Level) -> Result<Vec<u8>> {
-    let length: usize = pieces.iter().map(|piece| piece.len()).sum();
-    let mut member = Vec::with_capacity(length / 3 + 64);
+pub(crate) fn compress(lines: &[&[u8]], level: Level) -> Result<Pieces> {
     // RFC 1952, 2.3: deflated, no flags, no time, how thorough the compressor was, made on no system in particular.
     let thoroughness = match level.0 {
         0 | 1 => 4,
         9 => 2,
         _ => 0,
     };
-    member.extend_from_slice(&[GZIP_MAGIC[0], GZIP_MAGIC[1], 8, 0, 0, 0, 0, 0, thoroughness, 255]);
-    let mut encoder = DeflateEncoder::new(member, Compression::new(level.0));
-    let mut crc = crc32fast::Hasher::new();
-    let mut write = || -> io::Result<()> {
-        for piece in pieces {
+    let deflate = || -> io::Result<Pieces> {
+        let mut member = Pieces::default();
+        member.write_all(&[GZIP_MAGIC[0], GZIP_MAGIC[1], 8, 0, 0, 0, 0, 0, thoroughness, 255])?;
+        let mut encoder = DeflateEncoder::new(member, Compression::new(level.0));
+        let mut crc = crc32fast::Hasher::new();
+        for piece in lines {
             crc.update(piece);
             encoder.write_all(piece)?;
         }
-        Ok(())
+        let mut member = encoder.finish()?;
+        member.write_all(&crc.finalize().to_le_bytes())?;
+        // The length is kept modulo 2^32.
+        let length: usize = lines.iter().map(|piece| piece.len()).sum();
+        #[expect(clippy::cast_possible_truncation, reason = "as RFC 1952 has it")]
+        member.write_all(&(length as u32).to_le_bytes())?;
+        Ok(member)
     };
-    let deflated = write().and_then(|()| encoder.finish());
-    let mut member = deflated.map_err(|error| Error::io("compress a batch", error))?;
-    member.extend_from_slice(&crc.finalize().to_le_bytes());
-    // The length is kept modulo 2^32.
-    #[expect(clippy::cast_possible_truncation, reason = "as RFC 1952 has it")]
-    member.extend_from_slice(&(length as u32).to_le_bytes());
-    Ok(member)
+    deflate().map_err(|error| Error::io("compress a batch", error))
 }
 
 /// Compresses each batch's pieces of JSON Lines into a gzip member of its own, on all cores.
-pub(crate) fn compress_all(batches: &[Vec<&[u8]>], level: Level) -> Result<Vec<Vec<u8>>> {
+pub(crate) fn compress_all(batches: &[Vec<&[u8]>], level: Level) -> Result<Vec<Pieces>> {
     // To ask for the cores is to read files of the system.
     let cores = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
     let cores = if batches.len() < 2 { 1 } else { cores() };
@@ -176,7 +221,7 @@ mod tests {
 
     #[test]
     fn a_member_is_read_back_whole_and_anything_less_or_more_is_an_error() {
-        let member = compress(&[b"{\"id\":1}\n", b"{\"id\":2}\n"], Level::default()).unwrap();
+        let member = compress(&[b"{\"id\":1}\n", b"{\"id\":2}\n"], Level::default()).unwrap().concat();
         let mut lines = Vec::new();
         let contents = decompress(&member, 18, &mut lines).unwrap();
         assert_eq!(contents, Contents { lines: 2, line_bytes: 18 });
@@ -212,8 +257,8 @@ mod tests {
         let mut sizes = Vec::new();
         for level in 0..=9 {
             let level = Level::new(level).unwrap();
-            let member = compress(&[&whole], level).unwrap();
-            assert_eq!(member, compress(&[&whole], level).unwrap());
+            let member = compress(&[&whole], level).unwrap().concat();
+            assert_eq!(member, compress(&[&whole], level).unwrap().concat());
             let mut gzip = flate2::write::GzEncoder::new(Vec::new(), Compression::new(level.0));
             gzip.write_all(&whole).unwrap();
             assert_eq!(member, gzip.finish().unwrap(), "as another encoder writes it");
@@ -221,7 +266,7 @@ mod tests {
             for other in compress_all(&[by_line.clone(), vec![&whole], by_line.clone()], level).unwrap() {
                 let (mut one, mut two) = (Vec::new(), Vec::new());
                 decompress(&member, u64::MAX, &mut one).unwrap();
-                decompress(&other, u64::MAX, &mut two).unwrap();
+                decompress(&other.concat(), u64::MAX, &mut two).unwrap();
                 assert_eq!(one, two);
             }
             let again = compress_all(&[by_line.clone(), by_line.clone()], level).unwrap();

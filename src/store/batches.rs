@@ -5,6 +5,7 @@
 //! `lifecycle` describes what a crash leaves between any two of these.
 
 mod refetch;
+pub(super) mod payload;
 pub(super) mod staging;
 pub(super) mod states;
 

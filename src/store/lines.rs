@@ -1,16 +1,14 @@
 //! The lines of records: written once, into pieces, where they are checked, and from where they go into batches.
 
+use crate::artifact::PIECE_BYTES;
 use crate::error::{Error, Result};
 use crate::model::BATCH_BYTES_MAX;
 use crate::record::Record;
 
 use super::rows::Dates;
 
-/// Bytes of a piece, unless a line is longer. One buffer for a whole page, freed with it, would teach glibc's allocator
-/// to keep that much in each of its arenas.
-const PIECE_BYTES: usize = 64 * 1024;
-
-/// The lines of records of one item type.
+/// The lines of records of one item type, in pieces of [`PIECE_BYTES`], unless a line is longer. One buffer for a whole
+/// page, freed with it, would teach glibc's allocator to keep that much in each of its arenas.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Lines {
     pieces: Vec<Piece>,
@@ -25,6 +23,15 @@ struct Piece {
     /// Bytes of the pieces before it.
     start: usize,
     bytes: Vec<u8>,
+}
+
+/// Lines of one piece, one after the other.
+#[derive(Debug)]
+pub(super) struct LinesPart<'l> {
+    pub(super) items: usize,
+    /// The earliest and latest dates of them.
+    pub(super) dates: Dates,
+    pub(super) bytes: &'l [u8],
 }
 
 /// One line.
@@ -156,22 +163,19 @@ impl Lines {
         (self.start_of(to) - self.start_of(from)) as u64
     }
 
-    /// The lines from `from` to before `to`, as pieces of whole lines.
-    pub(super) fn between(&self, from: usize, to: usize) -> impl Iterator<Item = &[u8]> {
-        let (start, end) = (self.start_of(from), self.start_of(to));
-        self.pieces.iter().filter_map(move |piece| {
-            let within = |at: usize| at.saturating_sub(piece.start).min(piece.bytes.len());
-            piece.bytes.get(within(start)..within(end)).filter(|bytes| !bytes.is_empty())
+    /// The lines from `from` to before `to`, piece by piece.
+    pub(super) fn between(&self, from: usize, to: usize) -> impl Iterator<Item = LinesPart<'_>> {
+        let mut start = self.start_of(from);
+        let lines = self.lines.get(from..to).unwrap_or_default();
+        lines.chunk_by(|one, next| one.piece == next.piece).filter_map(move |lines| {
+            let (first, last) = (lines.first()?, lines.last()?);
+            let piece = self.pieces.get(first.piece)?;
+            let bytes = piece.bytes.get(start - piece.start..last.end - piece.start)?;
+            start = last.end;
+            let mut dates = Dates::default();
+            lines.iter().for_each(|line| dates.merge(line.dates));
+            Some(LinesPart { items: lines.len(), dates, bytes })
         })
-    }
-
-    /// The earliest and latest dates of those lines.
-    pub(super) fn dates_between(&self, from: usize, to: usize) -> Dates {
-        let mut dates = Dates::default();
-        for line in self.lines.get(from..to).unwrap_or_default() {
-            dates.merge(line.dates);
-        }
-        dates
     }
 }
 
@@ -187,8 +191,10 @@ mod tests {
         let modified = |dates: Dates| dates.modified.map(|(at, _)| at);
         let expected: Vec<_> = records.iter().map(|record| record.modified_micros()).collect();
         assert_eq!(lines.dates().map(modified).collect::<Vec<_>>(), expected);
-        let all = modified(lines.dates_between(0, lines.len()));
-        assert_eq!(all, expected.into_iter().flatten().min());
+        let parts = lines.between(0, lines.len());
+        let (items, earliest): (Vec<_>, Vec<_>) = parts.map(|part| (part.items, modified(part.dates))).unzip();
+        assert_eq!(items.iter().sum::<usize>(), records.len());
+        assert_eq!(earliest.into_iter().flatten().min(), expected.into_iter().flatten().min());
     }
 
     #[test]
@@ -215,7 +221,8 @@ mod tests {
                     let from = rng.usize(..=expected.len());
                     let to = rng.usize(from..=expected.len());
                     let bytes = expected[from..to].concat();
-                    assert_eq!(lines.between(from, to).collect::<Vec<_>>().concat(), bytes, "{from}..{to}");
+                    let parts: Vec<_> = lines.between(from, to).map(|part| part.bytes).collect();
+                    assert_eq!(parts.concat(), bytes, "{from}..{to}");
                     assert_eq!(lines.bytes_between(from, to), bytes.len() as u64);
                 }
             };

@@ -18,7 +18,7 @@
 //! | `types` | run, item type | [`TypeRow`] |
 //! | `chunks` | run, item type, a zero byte, number | [`ChunkRow`]: lines of a batch that is still open |
 //! | `batches` | run, seq | [`BatchRow`] |
-//! | `payloads` | run, seq | one gzip member |
+//! | `payloads` | run, seq, number of the piece from 0 | a piece of a gzip member; in format 1 the whole, without a number |
 //! | `bookmarks` | stream name | [`BookmarkRow`] |
 //! | `values` | key; `@highwater/` and a name for a note of ours | JSON text |
 //! | `events` | run, number of the identity | [`EventRow`] |
@@ -331,7 +331,7 @@ bincode_rows! {
     DeathRow = 1;
 }
 
-/// Bytes that belong to others, stored unchanged: a gzip member.
+/// Bytes that belong to others, stored unchanged: a piece of a gzip member.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Payload(pub(crate) Vec<u8>);
 
@@ -614,8 +614,8 @@ fn widen(range: &mut Option<(Micros, Micros)>, by: Option<(Micros, Micros)>) {
     };
 }
 
-/// The lines of one item type of one page, while their batch is open.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// Lines of one item type, while their batch is open.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ChunkRow {
     pub(crate) items: u32,
     pub(crate) dates: Dates,

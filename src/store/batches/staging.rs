@@ -2,9 +2,9 @@
 //!
 //! A record is in a batch, or in the lines of an open one, exactly if the cursor of its stream is past it.
 //!
-//! Lines of an item type collect in `chunks`, one per transaction. The page that brings them to the batch size closes
+//! Lines of an item type collect in `chunks`, of one transaction in as few as they fit into. The page that brings them to the batch size closes
 //! the batch: in the transaction of that page, the chunks are replaced by one gzip member. A page larger than a batch
-//! closes several, each as one gzip member. The remaining lines become the first chunk of the next batch. Lines whose
+//! closes several, each as one gzip member. The remaining lines become the first chunks of the next batch. Lines whose
 //! batch is closed in the transaction that brings them are compressed where they were written, and never stored as
 //! lines.
 
@@ -15,7 +15,7 @@ use std::fmt;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::artifact::compress_all;
+use crate::artifact::{PIECE_BYTES, compress_all};
 use crate::cut;
 use crate::error::{Error, Result};
 use crate::model::{
@@ -30,17 +30,18 @@ use super::super::cursors::{CursorWatch, check_moves};
 use super::super::edge;
 use super::super::findings::add_findings;
 use super::super::kept::{keep_last_cursor, new_stream};
-use super::super::lines::Lines;
+use super::super::lines::{Lines, LinesPart};
 use super::super::most_read;
 use super::super::once;
 use super::super::page::{NewChild, Page, PageLines, PageParts, RejectedParts, to_json};
 use super::super::rejected::{check_not_ours, reject};
 use super::super::rows::{
-    BATCHES, BatchRow, BatchState, CHUNKS, ChunkRow, Dates, Json, Key, PAYLOADS, Payload, RunRow, STREAMS,
-    TYPES, TypeRow, UnderRow, VALUES,
+    BATCHES, BatchRow, BatchState, CHUNKS, ChunkRow, Dates, Json, Key, RunRow, STREAMS, TYPES, TypeRow,
+    UnderRow, VALUES,
 };
 use super::super::run_handle::{Run, read_cursor};
 use super::super::tables::{Change, Rows};
+use super::payload;
 use super::states::{BatchInfo, UnsettledBatch, count, count_left_out};
 
 /// The position of a stream: `None` if it is exhausted, else the cursor of its next page.
@@ -509,18 +510,18 @@ pub(in crate::store) fn add_lines<'p>(
         {
             to += 1;
         }
-        let chunk = Chunk::of(lines, from, to);
+        let chunks = Chunk::of(lines, from, to);
         counts.open_bytes += lines.bytes_between(from, to);
+        counts.open_items += items_between(from, to);
         from = to;
-        counts.open_items += chunk.items;
         if counts.open_items >= batch_items || counts.open_bytes >= BATCH_BYTES_MAX {
-            // Also if an earlier life left more lines open than the batch size that is set now: then `chunk` is
-            // empty.
+            // Also if an earlier life left more lines open than the batch size that is set now: then there are no
+            // `chunks`.
             let mut batch = take_open(run, change, item_type, &mut counts, open)?;
-            batch.add(chunk);
+            chunks.for_each(|chunk| batch.add(chunk));
             full.push(batch);
         } else {
-            open.0.entry(item_type.clone()).or_default().push(chunk);
+            open.0.entry(item_type.clone()).or_default().extend(chunks);
         }
     }
     change.put(&TYPES, &key, &counts)?;
@@ -538,7 +539,7 @@ fn take_open<'p>(
     let prefix = run.run_key().and_inner_name(item_type.as_str());
     let mut batch = FullBatch::of(item_type.clone());
     for (_, ChunkRow { items, dates, lines }) in change.all(&CHUNKS, &prefix)? {
-        batch.add(Chunk { items, dates, pieces: vec![Cow::Owned(lines)] });
+        batch.add(Chunk { items, dates, lines: Cow::Owned(lines) });
     }
     open.0.remove(item_type).into_iter().flatten().for_each(|chunk| batch.add(chunk));
     change.remove_all(&CHUNKS, &prefix)?;
@@ -577,7 +578,7 @@ pub(in crate::store) fn put_batches(
             epoch: run.epoch,
             items: batch.items,
             line_bytes: batch.pieces.iter().map(|piece| piece.len() as u64).sum(),
-            gzip_bytes: member.len() as u64,
+            gzip_bytes: member.bytes() as u64,
             dates: batch.dates,
             cursor_after: batch.cursor_after.clone(),
             state: BatchState::Staged,
@@ -587,7 +588,7 @@ pub(in crate::store) fn put_batches(
             saved: false,
         };
         change.put(&BATCHES, &run.batch_key(seq), &stored)?;
-        change.put(&PAYLOADS, &run.batch_key(seq), &Payload(member))?;
+        payload::put(change, &run.batch_key(seq), member)?;
         closed.push(UnsettledBatch { info: BatchInfo::of(seq, &stored), state: State::NEW, artifact: None });
     }
     Ok(closed)
@@ -610,22 +611,27 @@ fn staged(lines: &Lines) -> impl Iterator<Item = edge::Staged<'_>> {
 struct Chunk<'p> {
     items: u32,
     dates: Dates,
-    pieces: Vec<Cow<'p, [u8]>>,
+    lines: Cow<'p, [u8]>,
 }
 
 impl<'p> Chunk<'p> {
     /// The lines from `from` to before `to`: where they were written, unless some of them were left out since.
-    fn of(lines: &Cow<'p, Lines>, from: usize, to: usize) -> Self {
-        Self {
-            items: items_between(from, to),
-            dates: lines.dates_between(from, to),
-            pieces: match lines {
-                Cow::Borrowed(lines) => lines.between(from, to).map(Cow::Borrowed).collect(),
-                Cow::Owned(lines) => {
-                    lines.between(from, to).map(|piece| Cow::Owned(piece.to_vec())).collect()
-                }
-            },
-        }
+    fn of(lines: &Cow<'p, Lines>, from: usize, to: usize) -> impl Iterator<Item = Self> {
+        let chunks: Vec<Self> = match lines {
+            Cow::Borrowed(lines) => lines.between(from, to).map(Self::in_place).collect(),
+            Cow::Owned(lines) => {
+                lines.between(from, to).map(|part| Chunk::in_place(part).into_owned()).collect()
+            }
+        };
+        chunks.into_iter()
+    }
+
+    fn in_place(LinesPart { items, dates, bytes }: LinesPart<'p>) -> Self {
+        Self { items: u32::try_from(items).unwrap_or(u32::MAX), dates, lines: Cow::Borrowed(bytes) }
+    }
+
+    fn into_owned<'o>(self) -> Chunk<'o> {
+        Chunk { items: self.items, dates: self.dates, lines: Cow::Owned(self.lines.into_owned()) }
     }
 }
 
@@ -637,17 +643,21 @@ impl OpenLines<'_> {
     /// Stores them, as no page of this transaction closes their batch.
     pub(in crate::store) fn put(self, run: &Run, change: &Change<'_>, row: &mut RunRow) -> Result<()> {
         for (item_type, chunks) in self.0 {
-            let bytes = chunks.iter().flat_map(|chunk| &chunk.pieces).map(|piece| piece.len()).sum();
-            let mut stored = ChunkRow { items: 0, dates: Dates::default(), lines: Vec::with_capacity(bytes) };
-            for Chunk { items, dates, pieces } in chunks {
+            let mut put = |stored: ChunkRow| {
+                let key = chunk_key(run, &item_type, row.next_chunk);
+                row.next_chunk += 1;
+                change.put(&CHUNKS, &key, &stored)
+            };
+            let mut stored = ChunkRow::default();
+            for Chunk { items, dates, lines } in chunks {
+                if stored.items > 0 && stored.lines.len() + lines.len() > PIECE_BYTES {
+                    put(std::mem::take(&mut stored))?;
+                }
                 stored.items += items;
                 stored.dates.merge(dates);
-                for piece in pieces {
-                    stored.lines.extend_from_slice(&piece);
-                }
+                stored.lines.extend_from_slice(&lines);
             }
-            change.put(&CHUNKS, &chunk_key(run, &item_type, row.next_chunk), &stored)?;
-            row.next_chunk += 1;
+            put(stored)?;
         }
         Ok(())
     }
@@ -678,7 +688,7 @@ impl<'p> FullBatch<'p> {
     fn add(&mut self, chunk: Chunk<'p>) {
         self.items += chunk.items;
         self.dates.merge(chunk.dates);
-        self.pieces.extend(chunk.pieces);
+        self.pieces.push(chunk.lines);
     }
 }
 

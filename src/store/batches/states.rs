@@ -4,11 +4,12 @@ use crate::error::{Error, Result};
 use crate::model::{ArtifactId, Micros};
 use crate::transfer::{Event, State, recount};
 
-use super::super::rows::{BATCHES, BatchRow, BatchState, Dates, PAYLOADS, Payload, RunRow, TYPES, TypeRow};
+use super::super::rows::{BATCHES, BatchRow, BatchState, Dates, RunRow, TYPES, TypeRow};
 use super::super::run_handle::Run;
 use super::super::tables::{Change, Rows};
 use super::super::uploads::batch_moved;
 use super::super::used_ids;
+use super::payload;
 
 /// What a message contains about a batch, except its artifact id.
 #[derive(Debug, Clone)]
@@ -47,7 +48,8 @@ pub(crate) struct UnsettledBatch {
 impl Run {
     /// The gzip member of a batch.
     pub(crate) fn payload(&self, seq: u64) -> Result<Vec<u8>> {
-        self.look(|rows, _| rows.need(&PAYLOADS, &self.batch_key(seq))).map(|Payload(bytes)| bytes)
+        let key = self.batch_key(seq);
+        self.look(|rows, _| payload::read(rows, &key, &rows.need(&BATCHES, &key)?))
     }
 
     /// The batches that are staged or uploaded, in order.
@@ -174,7 +176,7 @@ pub(in crate::store) fn move_batch(
         })?;
     }
     if is.confirmed && !was.confirmed {
-        change.remove(&PAYLOADS, &key)?;
+        payload::remove(change, &key)?;
     }
     if after == State::Delivered {
         change.remove(&BATCHES, &key)?;

@@ -71,7 +71,7 @@ impl Envelope {
     pub(super) fn seal(checkpoint: &Checkpoint) -> Result<Self, String> {
         let json = serde_json::to_vec(checkpoint).map_err(|error| error.to_string())?;
         let level = Level::new(BODY_LEVEL).map_err(|error| error.to_string())?;
-        let member = compress(&[&json], level).map_err(|error| error.to_string())?;
+        let member = compress(&[&json], level).map_err(|error| error.to_string())?.concat();
         let body = STANDARD.encode(member);
         Ok(Self { version: VERSION, checksum: Digest::of(&body).to_string(), body })
     }

@@ -7,6 +7,7 @@ use std::io;
 use crate::artifact::{decompress, line_count};
 use crate::error::{Error, Result};
 use crate::model::{FINDINGS_KEPT, ItemType, StreamName};
+use crate::store::batches::payload;
 use crate::store::findings::FindingKind;
 use crate::store::page::child_bytes;
 use crate::store::rows::{
@@ -341,20 +342,31 @@ impl Check<'_> {
         let needed = batches.iter().filter(|(_, batch)| with_bytes(batch) && !restored(batch));
         let mut missing: BTreeSet<u64> = needed.map(|(&seq, _)| seq).collect();
         let view = self.view;
+        // A row that cannot be decoded is reported with all others of its kind.
+        let (mut stored, mut undecodable) = (BTreeSet::new(), BTreeSet::new());
         let scanned = view.scan_bytes(&PAYLOADS, key, |tail, bytes| {
-            let Ok(seq) = number(tail) else { return Ok(()) };
-            missing.remove(&seq);
-            let Ok(Payload(member)) = Payload::from_bytes(bytes) else { return Ok(()) };
+            let Ok(seq) = number(tail.get(..8).unwrap_or(tail)) else { return Ok(()) };
+            let of = if Payload::from_bytes(bytes).is_ok() { &mut stored } else { &mut undecodable };
+            of.insert(seq);
+            Ok(())
+        });
+        missing.retain(|seq| !stored.contains(seq) && !undecodable.contains(seq));
+        for &seq in stored.difference(&undecodable) {
             let mut found = |problem: String| {
                 self.found(PAYLOADS.name, Some(id), format!("the bytes of batch {seq}: {problem}"));
             };
             let Some(batch) = batches.get(&seq).filter(|batch| with_bytes(batch)) else {
                 found("no batch needs them".to_owned());
-                return Ok(());
+                continue;
             };
-            if member.len() as u64 != batch.gzip_bytes {
-                found(format!("they are {} bytes instead of {}", member.len(), batch.gzip_bytes));
-            }
+            let member = match payload::read(view, &key.clone().and_number(seq), batch) {
+                Ok(member) => member,
+                Err(Error::Corrupt { reason, .. }) => {
+                    found(reason);
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
             match decompress(&member, batch.line_bytes, &mut io::sink()) {
                 Ok(contents) => {
                     if contents.lines != u64::from(batch.items) || contents.line_bytes != batch.line_bytes {
@@ -366,8 +378,7 @@ impl Check<'_> {
                 }
                 Err(error) => found(format!("they are not a complete gzip member: {error}")),
             }
-            Ok(())
-        });
+        }
         for seq in missing {
             self.found(PAYLOADS.name, Some(id), format!("the bytes of batch {seq} are missing"));
         }

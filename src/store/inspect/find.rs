@@ -13,12 +13,13 @@ use serde_json::Value;
 use crate::artifact::decompress;
 use crate::error::{Error, Result};
 use crate::record;
+use crate::store::batches::payload;
 use crate::store::digest::Digest;
 use crate::store::edge;
 use crate::store::findings::FindingKind;
 use crate::store::rows::{
-    BATCHES, BatchState, CHUNKS, EDGE, FINDINGS, Key, LEDGER, ONCE, PAYLOADS, Payload, RUNS, Row, RunRow,
-    TYPES, Table, UnitRow, digest_of, number_of, run_key,
+    BATCHES, BatchState, CHUNKS, EDGE, FINDINGS, Key, LEDGER, ONCE, RUNS, Row, RunRow, TYPES, Table, UnitRow,
+    digest_of, number_of, run_key,
 };
 use crate::store::tables::{Rows, View};
 
@@ -230,7 +231,7 @@ pub(super) fn find(view: &View<'_>, sync_unit: &str, unit: &UnitRow, id: &str) -
             continue;
         }
         let key: Key = run.clone().and_number(seq);
-        let Payload(member) = view.need(&PAYLOADS, &key)?;
+        let member = payload::read(view, &key, &batch)?;
         let mut lines = Vec::new();
         decompress(&member, batch.line_bytes, &mut lines).map_err(|error| Error::Corrupt {
             what: format!("batch {seq} of {sync_unit}"),

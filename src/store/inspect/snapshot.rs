@@ -13,9 +13,10 @@ use crate::error::{Error, Result};
 
 use super::super::backend::redb::{check_start, guarded, is_open_elsewhere};
 use super::super::backend::store_file::open_to_read;
+use super::super::batches::payload;
 use super::super::open::{CACHE_BYTES, Store};
 use super::super::rows::{
-    BATCHES, BatchState, CHUNKS, Key, LEDGER, MESSAGES, PAYLOADS, Payload, RUNS, UNITS, UnitRow, message_key,
+    BATCHES, BatchState, CHUNKS, Key, LEDGER, MESSAGES, RUNS, UNITS, UnitRow, message_key,
     name_of, number_of, run_key,
 };
 use super::super::tables::{Rows, Tables, View};
@@ -274,12 +275,12 @@ impl Snapshot {
             let key = run_key(unit.no, run).and_number(seq);
             match view.get(&BATCHES, &key)? {
                 Some(row) if matches!(row.state, BatchState::Staged | BatchState::Uploaded) => {
-                    Ok(Some((row.line_bytes, view.need(&PAYLOADS, &key)?)))
+                    Ok(Some((row.line_bytes, payload::read(view, &key, &row)?)))
                 }
                 _ => Ok(None),
             }
         })?;
-        let Some((line_bytes, Payload(member))) = found.flatten() else { return Ok(None) };
+        let Some((line_bytes, member)) = found.flatten() else { return Ok(None) };
         let contents = decompress(&member, line_bytes, out).map_err(|error| match error.kind() {
             io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => Error::Corrupt {
                 what: format!("{}, batch {seq} of {sync_unit}", self.path.display()),

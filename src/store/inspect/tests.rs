@@ -380,6 +380,11 @@ fn batch(seq: u64) -> Key {
     second().and_number(seq)
 }
 
+/// A piece of the bytes of a batch.
+fn piece(seq: u64, number: u64) -> Key {
+    batch(seq).and_number(number)
+}
+
 fn issues() -> Key {
     second().and_name("issues")
 }
@@ -556,10 +561,19 @@ const BROKEN: &[Broken] = &[
         let chunk = change.get(&CHUNKS, &key.clone().and_number(1)).unwrap().unwrap();
         change.put(&CHUNKS, &key.and_number(8), &chunk).unwrap();
     }),
-    ("payloads: the bytes of batch 3 are missing", |change| change.remove(&PAYLOADS, &batch(3)).unwrap()),
+    ("payloads: the bytes of batch 3 are missing", |change| change.remove_all(&PAYLOADS, &batch(3)).unwrap()),
     ("payloads: the bytes of batch 1: no batch needs them", |change| {
-        let bytes = change.get(&PAYLOADS, &batch(3)).unwrap().unwrap();
-        change.put(&PAYLOADS, &batch(1), &bytes).unwrap();
+        let bytes = change.get(&PAYLOADS, &piece(3, 0)).unwrap().unwrap();
+        change.put(&PAYLOADS, &piece(1, 0), &bytes).unwrap();
+    }),
+    ("payloads: the bytes of batch 4: piece 0 is missing", |change| {
+        let bytes = change.get(&PAYLOADS, &piece(4, 0)).unwrap().unwrap();
+        change.remove(&PAYLOADS, &piece(4, 0)).unwrap();
+        change.put(&PAYLOADS, &piece(4, 1), &bytes).unwrap();
+    }),
+    ("payloads: the bytes of batch 4: they are ", |change| {
+        let bytes = change.get(&PAYLOADS, &piece(4, 0)).unwrap().unwrap();
+        change.put(&PAYLOADS, &piece(4, 1), &bytes).unwrap();
     }),
     ("payloads: the bytes of batch 4: they hold 2 lines of", |change| {
         alter_batch(change, 4, |batch| batch.items = 3);
@@ -571,7 +585,9 @@ const BROKEN: &[Broken] = &[
         alter_batch(change, 4, |batch| batch.gzip_bytes += 1);
     }),
     ("payloads: the bytes of batch 4: they are not a complete gzip member", |change| {
-        change.put(&PAYLOADS, &batch(4), &Payload(b"\x1f\x8bnot gzip at all".to_vec())).unwrap();
+        let member = b"\x1f\x8bnot gzip at all".to_vec();
+        alter_batch(change, 4, |batch| batch.gzip_bytes = member.len() as u64);
+        change.put(&PAYLOADS, &piece(4, 0), &Payload(member)).unwrap();
     }),
     // What was found in records.
     ("findings: 1 rows belong to run number 2, which is not open", |change| {
