@@ -4,8 +4,8 @@
 //! accepted the upload), and announced (a sealed message names it). Its bytes are dropped once it is confirmed.
 //! `lifecycle` describes what a crash leaves between any two of these.
 
-mod refetch;
 pub(super) mod payload;
+mod refetch;
 pub(super) mod staging;
 pub(super) mod states;
 

@@ -192,7 +192,8 @@ mod tests {
         let expected: Vec<_> = records.iter().map(|record| record.modified_micros()).collect();
         assert_eq!(lines.dates().map(modified).collect::<Vec<_>>(), expected);
         let parts = lines.between(0, lines.len());
-        let (items, earliest): (Vec<_>, Vec<_>) = parts.map(|part| (part.items, modified(part.dates))).unzip();
+        let (items, earliest): (Vec<_>, Vec<_>) =
+            parts.map(|part| (part.items, modified(part.dates))).unzip();
         assert_eq!(items.iter().sum::<usize>(), records.len());
         assert_eq!(earliest.into_iter().flatten().min(), expected.into_iter().flatten().min());
     }

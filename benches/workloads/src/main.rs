@@ -1,5 +1,5 @@
 //! Fixed workloads, and beside them what cannot be saved: `.ci/instructions` counts the instructions of each.
-//! `memory` shows that `serve` takes no more of it for more records, and `levels` what each level of compression
+//! `memory` shows how much of it `serve` takes for ever more records, and `levels` what each level of compression
 //! makes of files of JSON Lines.
 //!
 //! It is a program of its own, not a bench of the library, so that it is built with the library's defaults, and soon.
@@ -16,12 +16,12 @@ mod sync;
 use std::error::Error;
 use std::hint::black_box;
 use std::io::Write;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use highwater::airdrop::{Extractor, Serve};
+use highwater::airdrop::{Extractor, OutcomeKind, Serve};
 use highwater::{Level, Page, Store};
 use tempfile::TempDir;
 
@@ -43,6 +43,7 @@ fn main() -> ExitCode {
         Some("loop") => batches(&size),
         Some("attachments") => attachments(500),
         Some("memory") => memory(),
+        Some(MEMORY_OF_EVENT) if std::env::args().len() == 5 => memory_of_event(),
         Some("levels") if std::env::args().len() > 2 => levels(std::env::args().skip(2)),
         _ => Err("expected lines, serve, loop, attachments, memory, or levels FILE...".into()),
     };
@@ -145,15 +146,62 @@ fn attachments(files: u32) -> Done {
     answer(&store, &Files(0..files), "ATTACHMENTS", 1)
 }
 
-/// The most memory that `serve` takes, for ever more records. `HIGHWATER_BENCH_RECORDS` sets the most.
+/// The most memory that a process takes that answers one event, as Airdrop starts them, and one that answers all events
+/// of all syncs, for ever more records. `HIGHWATER_BENCH_RECORDS` sets the most.
 fn memory() -> Done {
     let most = std::env::var("HIGHWATER_BENCH_RECORDS").map_or(Ok(10_000_000), |text| text.parse::<u32>())?;
-    println!("| records | peak memory, KiB |");
-    println!("| --- | --- |");
+    println!("| records | events | a process for each event, KiB | one process, KiB |");
+    println!("| --- | --- | --- | --- |");
     for items in [100_000, 1_000_000, 10_000_000].into_iter().filter(|items| *items <= most) {
-        serve(&Size { items, page_items: BATCH_ITEMS, level: 2 })?;
-        println!("| {items} | {} |", peak_memory_kib()?);
+        let size = Size { items, page_items: BATCH_ITEMS, level: 2 };
+        let (folder, store) = size.store()?;
+        drop(store);
+        let (mut events, mut peak) = (0, 0);
+        loop {
+            let path = folder.path().join("state.redb");
+            let numbers = [items.to_string(), events.to_string()];
+            let child = Command::new(std::env::current_exe()?)
+                .arg(MEMORY_OF_EVENT)
+                .arg(path)
+                .args(numbers)
+                .output()?;
+            let said = String::from_utf8(child.stdout)?;
+            let (kind, peak_of_event) = said.trim().split_once(' ').ok_or_else(|| {
+                format!("event {events} was not answered: {}", String::from_utf8_lossy(&child.stderr))
+            })?;
+            events += 1;
+            peak = peak.max(peak_of_event.parse::<u64>()?);
+            if kind == "Done" {
+                break;
+            }
+        }
+        serve(&size)?;
+        println!("| {items} | {events} | {peak} | {} |", peak_memory_kib()?);
     }
+    Ok(())
+}
+
+/// The name of [`memory_of_event`] on the command line, before the path of the store, the records of the whole sync, and
+/// the number of the event.
+const MEMORY_OF_EVENT: &str = "memory-of-event";
+
+/// Answers one event, and prints how, and the most memory that it took.
+fn memory_of_event() -> Done {
+    let args: Vec<String> = std::env::args().skip(2).collect();
+    let [path, items, request] = args.as_slice() else { return Err("expected three arguments".into()) };
+    let (items, request) = (items.parse()?, request.parse()?);
+    let size = Size { items, page_items: BATCH_ITEMS, level: 2 };
+    let store = Store::options().level(Level::new(size.level)?).open(path)?;
+    let step = if request == 0 { "START" } else { "CONTINUE" };
+    let event = platform::event(&format!("EXTRACTION_DATA_{step}"), "run", request)?;
+    let source = Source::new(size.issues(), size.pages());
+    // No artifact has the id of one of an earlier event.
+    let outcome = Serve::new().serve(&store, &Sink::from(request << 32), &source, &event)?;
+    match outcome.kind {
+        OutcomeKind::Done | OutcomeKind::Progress => {}
+        other => return Err(format!("{other:?}, {:?}", outcome.message).into()),
+    }
+    println!("{:?} {}", outcome.kind, peak_memory_kib()?);
     Ok(())
 }
 

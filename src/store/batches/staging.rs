@@ -696,9 +696,10 @@ impl<'p> FullBatch<'p> {
 mod tests {
     use serde_json::json;
 
-    use crate::artifact::decompress;
+    use crate::artifact::{Level, decompress};
     use crate::record::Record;
     use crate::store::Store;
+    use crate::store::rows::{PAYLOADS, Payload};
 
     use super::*;
 
@@ -761,5 +762,61 @@ mod tests {
         let issues: Vec<u32> = (0..16).chain(14..18).collect();
         assert_eq!(ids["issues"], expected("issue", &issues));
         assert_eq!(ids["users"], expected("user", &(0..18).collect::<Vec<_>>()));
+    }
+
+    #[test]
+    fn bytes_of_a_large_batch_and_lines_of_a_large_open_one_are_stored_in_pieces_of_which_none_may_be_missing()
+     {
+        let folder = tempfile::tempdir().unwrap();
+        let options = Store::options().batch_items(300).level(Level::new(0).unwrap());
+        let store = options.open(folder.path().join("state.redb")).unwrap();
+        let run = store.sync_unit("unit").unwrap().begin().unwrap();
+        // Lines of 1,000 bytes: those of 300 records are a batch of five pieces, those of 200 stay open.
+        let text = "x".repeat(950);
+        let records: Vec<_> = (0..500)
+            .map(|no| Record::new(format!("issue-{no}"), &json!({ "text": text })).unwrap())
+            .collect();
+        let expected: Vec<String> = records.iter().map(|record| record.to_line() + "\n").collect();
+        let page = records.into_iter().fold(Page::more(1), |page, record| page.record("issues", record));
+        let of = PageOf::Stream(StreamName::new("all").unwrap());
+        let page = make_ready_in_order(of, page, None, Some("1".to_owned())).unwrap();
+        let closed = run.commit(&[&page]).unwrap().remove(0).closed;
+        let lines_of = |seq: u64| {
+            let mut lines = Vec::new();
+            decompress(&run.payload(seq)?, u64::MAX, &mut lines).unwrap();
+            Ok::<_, Error>(String::from_utf8(lines).unwrap())
+        };
+
+        let prefix = run.run_key().and_inner_name("issues");
+        let chunks = run.look(|rows, _| rows.all(&CHUNKS, &prefix)).unwrap();
+        assert_eq!(chunks.len(), 4);
+        assert!(chunks.iter().all(|(_, chunk)| chunk.lines.len() <= PIECE_BYTES));
+        assert_eq!(chunks.iter().map(|(_, chunk)| chunk.items).sum::<u32>(), 200);
+        let [batch] = closed.as_slice() else { panic!("{closed:?}") };
+        let batch_key = run.batch_key(batch.info.seq);
+        let pieces = run.look(|rows, _| rows.all(&PAYLOADS, &batch_key)).unwrap();
+        assert_eq!(pieces.len(), 5);
+        assert!(pieces.iter().all(|(_, piece)| piece.0.len() <= PIECE_BYTES));
+        assert_eq!(lines_of(batch.info.seq).unwrap(), expected[..300].concat());
+        let rest = run.close_open().unwrap().remove(0);
+        assert_eq!(lines_of(rest.info.seq).unwrap(), expected[300..].concat());
+
+        for (missing, reason) in
+            [(0, "piece 0 is missing"), (2, "piece 2 is missing"), (4, " bytes instead of ")]
+        {
+            let key = batch_key.clone().and_number(missing);
+            run.change(|change, _| change.remove(&PAYLOADS, &key)).unwrap();
+            let error = lines_of(batch.info.seq).unwrap_err().to_string();
+            assert!(error.contains("table payloads") && error.contains(reason), "{error}");
+            run.change(|change, _| change.put(&PAYLOADS, &key, &pieces[missing as usize].1)).unwrap();
+        }
+        // As format 1 stored it.
+        run.change(|change, _| {
+            payload::remove(change, &batch_key)?;
+            let whole = pieces.iter().flat_map(|(_, piece)| piece.0.clone()).collect();
+            change.put(&PAYLOADS, &batch_key, &Payload(whole))
+        })
+        .unwrap();
+        assert_eq!(lines_of(batch.info.seq).unwrap(), expected[..300].concat());
     }
 }

@@ -16,8 +16,8 @@ use super::super::backend::store_file::open_to_read;
 use super::super::batches::payload;
 use super::super::open::{CACHE_BYTES, Store};
 use super::super::rows::{
-    BATCHES, BatchState, CHUNKS, Key, LEDGER, MESSAGES, RUNS, UNITS, UnitRow, message_key,
-    name_of, number_of, run_key,
+    BATCHES, BatchState, CHUNKS, Key, LEDGER, MESSAGES, RUNS, UNITS, UnitRow, message_key, name_of,
+    number_of, run_key,
 };
 use super::super::tables::{Rows, Tables, View};
 
