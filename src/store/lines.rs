@@ -173,7 +173,9 @@ impl Lines {
             let bytes = piece.bytes.get(start - piece.start..last.end - piece.start)?;
             start = last.end;
             let mut dates = Dates::default();
-            lines.iter().for_each(|line| dates.merge(line.dates));
+            for line in lines {
+                dates.merge(line.dates);
+            }
             Some(LinesPart { items: lines.len(), dates, bytes })
         })
     }

@@ -22,9 +22,8 @@ use super::rows::{Key, UNITS};
 use super::tables::{Rows, Tables};
 
 /// Bytes of the page cache. It fills, so all of it is memory that a long sync takes; four times as much saves no time, as the
-/// system has the pages in its own cache. Half of it may be pages to be written: those of the two batches that a commit stages
-/// must fit into that, or redb writes them twice. redb's default is 1 GiB.
-pub(super) const CACHE_BYTES: usize = 4 * 1024 * 1024;
+/// system has the pages in its own cache. redb's default is 1 GiB.
+pub(super) const CACHE_BYTES: usize = 1024 * 1024;
 
 /// An open store file: how far each of any number of sync units has been extracted.
 ///
@@ -109,9 +108,8 @@ impl StoreOptions {
         self
     }
 
-    /// Bytes of page cache, 4 MiB unless set; at least 1 MiB. Half of it is for pages to be written, and a commit may stage two
-    /// batches, each in a page of a power of two bytes (512 KiB for 2,000 records of 900 bytes). If they and a few smaller
-    /// pages do not fit, up to twice as many bytes are written: 2 MiB is too little for such batches.
+    /// Bytes of page cache, at least 1 MiB, which it is unless set. More saves no time on a machine whose file system has a
+    /// cache of its own.
     pub fn cache_bytes(mut self, bytes: usize) -> Self {
         self.cache_bytes = bytes.max(1024 * 1024);
         self

@@ -804,11 +804,12 @@ mod tests {
         for (missing, reason) in
             [(0, "piece 0 is missing"), (2, "piece 2 is missing"), (4, " bytes instead of ")]
         {
-            let key = batch_key.clone().and_number(missing);
+            let (number, piece) = &pieces[missing];
+            let key = batch_key.clone().and_bytes(number);
             run.change(|change, _| change.remove(&PAYLOADS, &key)).unwrap();
             let error = lines_of(batch.info.seq).unwrap_err().to_string();
             assert!(error.contains("table payloads") && error.contains(reason), "{error}");
-            run.change(|change, _| change.put(&PAYLOADS, &key, &pieces[missing as usize].1)).unwrap();
+            run.change(|change, _| change.put(&PAYLOADS, &key, piece)).unwrap();
         }
         // As format 1 stored it.
         run.change(|change, _| {
