@@ -27,7 +27,7 @@ use tempfile::TempDir;
 
 use issue::{ITEM_TYPE, Issue};
 use platform::{Sink, cpu_time, peak_memory_kib};
-use sync::{Files, Source};
+use sync::{Files, Source, Threads};
 
 /// Records of a batch.
 const BATCH_ITEMS: u32 = 2_000;
@@ -43,7 +43,7 @@ fn main() -> ExitCode {
         Some("loop") => batches(&size),
         Some("attachments") => attachments(500),
         Some("memory") => memory(),
-        Some(MEMORY_OF_EVENT) if std::env::args().len() == 5 => memory_of_event(),
+        Some(PART) => part(),
         Some("levels") if std::env::args().len() > 2 => levels(std::env::args().skip(2)),
         _ => Err("expected lines, serve, loop, attachments, memory, or levels FILE...".into()),
     };
@@ -146,63 +146,86 @@ fn attachments(files: u32) -> Done {
     answer(&store, &Files(0..files), "ATTACHMENTS", 1)
 }
 
-/// The most memory that a process takes that answers one event, as Airdrop starts them, and one that answers all events
-/// of all syncs, for ever more records. `HIGHWATER_BENCH_RECORDS` sets the most.
+/// The most memory that `serve` takes, for ever more records and child listings: in a process for each event, as Airdrop
+/// starts them, and in one process for all. `HIGHWATER_BENCH_RECORDS` and `HIGHWATER_BENCH_LISTINGS` set the most.
 fn memory() -> Done {
-    let most = std::env::var("HIGHWATER_BENCH_RECORDS").map_or(Ok(10_000_000), |text| text.parse::<u32>())?;
-    println!("| records | events | a process for each event, KiB | one process, KiB |");
-    println!("| --- | --- | --- | --- |");
-    for items in [100_000, 1_000_000, 10_000_000].into_iter().filter(|items| *items <= most) {
-        let size = Size { items, page_items: BATCH_ITEMS, level: 2 };
-        let (folder, store) = size.store()?;
-        drop(store);
-        let (mut events, mut peak) = (0, 0);
-        loop {
-            let path = folder.path().join("state.redb");
-            let numbers = [items.to_string(), events.to_string()];
-            let child = Command::new(std::env::current_exe()?)
-                .arg(MEMORY_OF_EVENT)
-                .arg(path)
-                .args(numbers)
-                .output()?;
-            let said = String::from_utf8(child.stdout)?;
-            let (kind, peak_of_event) = said.trim().split_once(' ').ok_or_else(|| {
-                format!("event {events} was not answered: {}", String::from_utf8_lossy(&child.stderr))
-            })?;
-            events += 1;
-            peak = peak.max(peak_of_event.parse::<u64>()?);
-            if kind == "Done" {
-                break;
-            }
+    println!("| | number | events | a process for each event, KiB | one process, KiB |");
+    println!("| --- | --- | --- | --- | --- |");
+    for (what, variable, numbers) in [
+        ("records", "HIGHWATER_BENCH_RECORDS", [100_000, 1_000_000, 10_000_000]),
+        ("child listings", "HIGHWATER_BENCH_LISTINGS", [10_000, 100_000, 1_000_000]),
+    ] {
+        let most = std::env::var(variable).map_or(Ok(u32::MAX), |text| text.parse())?;
+        for number in numbers.into_iter().filter(|number| *number <= most) {
+            let (events, each) = memory_of(what, number, 1)?;
+            let (_, one) = memory_of(what, number, u64::MAX)?;
+            println!("| {what} | {number} | {events} | {each} | {one} |");
         }
-        serve(&size)?;
-        println!("| {items} | {events} | {peak} | {} |", peak_memory_kib()?);
     }
     Ok(())
 }
 
-/// The name of [`memory_of_event`] on the command line, before the path of the store, the records of the whole sync, and
-/// the number of the event.
-const MEMORY_OF_EVENT: &str = "memory-of-event";
-
-/// Answers one event, and prints how, and the most memory that it took.
-fn memory_of_event() -> Done {
-    let args: Vec<String> = std::env::args().skip(2).collect();
-    let [path, items, request] = args.as_slice() else { return Err("expected three arguments".into()) };
-    let (items, request) = (items.parse()?, request.parse()?);
-    let size = Size { items, page_items: BATCH_ITEMS, level: 2 };
-    let store = Store::options().level(Level::new(size.level)?).open(path)?;
-    let step = if request == 0 { "START" } else { "CONTINUE" };
-    let event = platform::event(&format!("EXTRACTION_DATA_{step}"), "run", request)?;
-    let source = Source::new(size.issues(), size.pages());
-    // No artifact has the id of one of an earlier event.
-    let outcome = Serve::new().serve(&store, &Sink::from(request << 32), &source, &event)?;
-    match outcome.kind {
-        OutcomeKind::Done | OutcomeKind::Progress => {}
-        other => return Err(format!("{other:?}, {:?}", outcome.message).into()),
+/// The events of a sync, and the most memory of any process, if each answers so many of them.
+fn memory_of(what: &str, number: u32, events_of_one: u64) -> Done<(u64, u64)> {
+    let (folder, store) = Size { items: 0, page_items: 1, level: 2 }.store()?;
+    drop(store);
+    let (mut events, mut peak) = (0, 0);
+    loop {
+        let mut part = Command::new(std::env::current_exe()?);
+        part.args([PART, what, &number.to_string()]).arg(folder.path().join("state.redb"));
+        let output = part.args([events.to_string(), events_of_one.to_string()]).output()?;
+        let said = String::from_utf8(output.stdout)?;
+        let [is_done, answered, kib] = said.split_whitespace().collect::<Vec<_>>()[..] else {
+            return Err(format!("event {events}: {}", String::from_utf8_lossy(&output.stderr)).into());
+        };
+        events += answered.parse::<u64>()?;
+        peak = peak.max(kib.parse()?);
+        if is_done.parse()? {
+            return Ok((events, peak));
+        }
     }
-    println!("{:?} {}", outcome.kind, peak_memory_kib()?);
+}
+
+/// The name of [`part`] on the command line, before its arguments.
+const PART: &str = "part-of-sync";
+
+/// Answers some events of a sync: `part-of-sync WHAT NUMBER STORE EVENTS-SO-FAR EVENTS-AT-MOST`. Prints whether the sync is
+/// done, the events that were answered, and the most memory that this process took.
+fn part() -> Done {
+    let args: Vec<String> = std::env::args().skip(2).collect();
+    let [what, number, path, so_far, at_most] = args.as_slice() else {
+        return Err("expected five arguments".into());
+    };
+    let (number, so_far, at_most): (u32, u64, u64) = (number.parse()?, so_far.parse()?, at_most.parse()?);
+    let store = Store::open(path)?;
+    let (is_done, events) = if what == "records" {
+        let size = Size { items: number, page_items: BATCH_ITEMS, level: 2 };
+        answer_some(&store, &Source::new(size.issues(), size.pages()), so_far, at_most)?
+    } else {
+        let source = Threads { listings: number, page_listings: 1_000, answer: Duration::ZERO };
+        answer_some(&store, &source, so_far, at_most)?
+    };
+    println!("{is_done} {events} {}", peak_memory_kib()?);
     Ok(())
+}
+
+/// Answers at most so many events of a data phase; returns whether it is done, and how many were answered.
+fn answer_some(store: &Store, source: &impl Extractor, so_far: u64, at_most: u64) -> Done<(bool, u64)> {
+    let hour = Duration::from_secs(3_600);
+    let serve = Serve::new().budget(hour).hard_limit(2 * hour);
+    for answered in 1..=at_most {
+        let request = so_far + answered;
+        let step = if request == 1 { "START" } else { "CONTINUE" };
+        let event = platform::event(&format!("EXTRACTION_DATA_{step}"), "run", request)?;
+        // No artifact has the id of one of an earlier event.
+        let outcome = serve.serve(store, &Sink::from(request << 32), source, &event)?;
+        match outcome.kind {
+            OutcomeKind::Done => return Ok((true, answered)),
+            OutcomeKind::Progress => {}
+            other => return Err(format!("{other:?}, {:?}", outcome.message).into()),
+        }
+    }
+    Ok((false, at_most))
 }
 
 /// Speed and ratio of each level, for each file: the best of three times a second.
