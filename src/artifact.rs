@@ -98,7 +98,7 @@ impl IntoIterator for Pieces {
 impl Write for Pieces {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.0.last().is_none_or(|last| last.len() >= PIECE_BYTES) {
-            self.0.push(Vec::with_capacity(PIECE_BYTES));
+            self.0.push(Vec::new());
         }
         let Some(last) = self.0.last_mut() else { return Ok(0) };
         let room = PIECE_BYTES.saturating_sub(last.len());

@@ -518,7 +518,9 @@ pub(in crate::store) fn add_lines<'p>(
             // Also if an earlier life left more lines open than the batch size that is set now: then there are no
             // `chunks`.
             let mut batch = take_open(run, change, item_type, &mut counts, open)?;
-            chunks.for_each(|chunk| batch.add(chunk));
+            for chunk in chunks {
+                batch.add(chunk);
+            }
             full.push(batch);
         } else {
             open.0.entry(item_type.clone()).or_default().extend(chunks);
@@ -616,14 +618,13 @@ struct Chunk<'p> {
 
 impl<'p> Chunk<'p> {
     /// The lines from `from` to before `to`: where they were written, unless some of them were left out since.
-    fn of(lines: &Cow<'p, Lines>, from: usize, to: usize) -> impl Iterator<Item = Self> {
-        let chunks: Vec<Self> = match lines {
+    fn of(lines: &Cow<'p, Lines>, from: usize, to: usize) -> Vec<Self> {
+        match lines {
             Cow::Borrowed(lines) => lines.between(from, to).map(Self::in_place).collect(),
             Cow::Owned(lines) => {
                 lines.between(from, to).map(|part| Chunk::in_place(part).into_owned()).collect()
             }
-        };
-        chunks.into_iter()
+        }
     }
 
     fn in_place(LinesPart { items, dates, bytes }: LinesPart<'p>) -> Self {
