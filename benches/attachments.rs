@@ -36,7 +36,7 @@ use serde_json::{Value, json};
 /// Attachments per page, and per measurement.
 const GROUP: u64 = 1_000;
 const STREAMS: usize = 50;
-const CACHE_BYTES: usize = 4 * 1024 * 1024;
+const CACHE_BYTES: usize = 1536 * 1024;
 
 fn attachment(number: u64) -> Attachment {
     let mut attachment = Attachment::new(

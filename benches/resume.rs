@@ -41,7 +41,7 @@ const PAGE_ITEMS: u32 = 100;
 /// What the program does in a process of its own: nothing, or serve an event with the store at this path.
 const NOTHING: &str = "nothing";
 const WORK: &str = "work";
-const CACHE_BYTES: usize = 4 * 1024 * 1024;
+const CACHE_BYTES: usize = 1536 * 1024;
 
 /// Asks for pages and stages them, each before the next, until it is killed. Prints a line whenever it asks for one.
 fn work(path: &Path) {

@@ -19,7 +19,7 @@ use flate2::write::GzEncoder;
 use highwater::{Page, Record, Store};
 use redb::{Database, TableDefinition};
 
-const CACHE_BYTES: usize = 4 * 1024 * 1024;
+const CACHE_BYTES: usize = 1536 * 1024;
 
 fn stage(criterion: &mut Criterion) {
     for items in [100, 2_000, 10_000] {

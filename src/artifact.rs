@@ -66,7 +66,7 @@ impl Default for Level {
     }
 }
 
-/// Bytes of one piece of lines or of a gzip member, at most; only a longer line is a longer piece. With its key and
+/// Bytes of one piece of lines or of a gzip member, at most; only a piece with a longer line has more. With its key and
 /// envelope, such a piece fits into 64 KiB. redb stores a large value in a page of its own, whose size is a power of two: a
 /// batch of 300 KB in one piece would take 512 KiB, in the file and, while it is written or read, in memory.
 pub(crate) const PIECE_BYTES: usize = 63 * 1024;

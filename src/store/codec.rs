@@ -15,7 +15,7 @@ use crc32fast::Hasher;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// Bytes that one bincode row may claim to have. Every row is far smaller: the largest holds the lines of one page.
+/// Bytes that one bincode row may claim to have. Every row is far smaller: the largest holds one long line.
 const ROW_BYTES_MAX: usize = 256 * 1024 * 1024;
 const ENVELOPE_BYTES: usize = 5;
 

@@ -84,7 +84,9 @@ impl Lines {
     fn write(&mut self, line_bytes: usize, left: usize, write: impl FnOnce(&mut Vec<u8>)) {
         let start = self.bytes();
         match self.pieces.last_mut() {
-            Some(Piece { bytes, .. }) if bytes.len() + line_bytes <= bytes.capacity() => write(bytes),
+            Some(Piece { bytes, .. }) if bytes.len() + line_bytes <= bytes.capacity().min(PIECE_BYTES) => {
+                write(bytes);
+            }
             _ => {
                 let mut bytes = Vec::with_capacity(left.min(PIECE_BYTES).max(line_bytes));
                 write(&mut bytes);
@@ -217,6 +219,12 @@ mod tests {
             let expected: Vec<Vec<u8>> =
                 records.iter().map(|record| [record.to_line().as_bytes(), b"\n"].concat()).collect();
             let lines = Lines::of(&records).unwrap();
+            // But for one line, which is long or has an id with escapes, each has the bytes of a piece.
+            for piece in lines.pieces.iter().map(|piece| &piece.bytes) {
+                let last =
+                    piece.strip_suffix(b"\n").and_then(|lines| lines.iter().rposition(|byte| *byte == b'\n'));
+                assert!(last.is_none_or(|before| before <= PIECE_BYTES), "{} bytes", piece.len());
+            }
             let is_it = |rng: &mut fastrand::Rng, lines: &Lines, expected: &[Vec<u8>]| {
                 assert!(lines.each().eq(expected.iter().map(Vec::as_slice)), "round {round}");
                 assert_eq!((lines.len(), lines.bytes()), (expected.len(), expected.concat().len()));

@@ -1,6 +1,7 @@
 //! Converts a store of format 1 to format 2.
 //!
-//! Format 2 adds tables, which are empty in an old store, and changes no row. `attachment_ids` holds by whole ids
+//! Format 2 adds tables, which are empty in an old store, and changes no row. It stores the bytes of a batch in pieces;
+//! those that format 1 stored whole stay so until they are confirmed. `attachment_ids` holds by whole ids
 //! what `seen_attachments` held by hashes: a row moves over when its attachment is named again, and until then it is
 //! found by the hash. So opening a store moves none of these rows, however many there are. `used_ids` gets the
 //! artifact ids of what the unfinished runs have in flight; their number is limited. If a checkpoint restored a run

@@ -176,7 +176,8 @@ fn memory_of(what: &str, number: u32, events_of_one: u64) -> Done<(u64, u64)> {
         let output = part.args([events.to_string(), events_of_one.to_string()]).output()?;
         let said = String::from_utf8(output.stdout)?;
         let [is_done, answered, kib] = said.split_whitespace().collect::<Vec<_>>()[..] else {
-            return Err(format!("event {events}: {}", String::from_utf8_lossy(&output.stderr)).into());
+            let said = String::from_utf8_lossy(&output.stderr);
+            return Err(format!("event {events} was not answered: {}, {said}", output.status).into());
         };
         events += answered.parse::<u64>()?;
         peak = peak.max(kib.parse()?);

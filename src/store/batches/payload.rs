@@ -30,10 +30,13 @@ pub(in crate::store) fn read(rows: &impl Rows, batch: &Key, row: &BatchRow) -> R
         }
         pieces += 1;
         member.extend_from_slice(&piece);
-        Ok(true)
+        Ok(member.len() as u64 <= row.gzip_bytes)
     })?;
+    if pieces == 0 {
+        return Err(damaged("its pieces are missing".to_owned()));
+    }
     if member.len() as u64 != row.gzip_bytes {
-        return Err(damaged(format!("they are {} bytes instead of {}", member.len(), row.gzip_bytes)));
+        return Err(damaged(format!("its pieces have {} bytes instead of {}", member.len(), row.gzip_bytes)));
     }
     Ok(member)
 }

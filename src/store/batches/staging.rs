@@ -2,11 +2,11 @@
 //!
 //! A record is in a batch, or in the lines of an open one, exactly if the cursor of its stream is past it.
 //!
-//! Lines of an item type collect in `chunks`, of one transaction in as few as they fit into. The page that brings them to the batch size closes
-//! the batch: in the transaction of that page, the chunks are replaced by one gzip member. A page larger than a batch
-//! closes several, each as one gzip member. The remaining lines become the first chunks of the next batch. Lines whose
-//! batch is closed in the transaction that brings them are compressed where they were written, and never stored as
-//! lines.
+//! Lines of an item type collect in `chunks` of at most 63 KiB, unless a line is longer. The page that brings them to the
+//! batch size closes the batch: in the transaction of that page, the chunks are replaced by one gzip member. A page
+//! larger than a batch closes several, each as one gzip member. The remaining lines become the first chunks of the next
+//! batch. Lines whose batch is closed in the transaction that brings them are compressed where they were written, and
+//! never stored as lines.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -697,7 +697,9 @@ impl<'p> FullBatch<'p> {
 mod tests {
     use serde_json::json;
 
+    use super::super::states::acknowledge;
     use crate::artifact::{Level, decompress};
+    use crate::model::ArtifactId;
     use crate::record::Record;
     use crate::store::Store;
     use crate::store::rows::{PAYLOADS, Payload};
@@ -803,7 +805,7 @@ mod tests {
         assert_eq!(lines_of(rest.info.seq).unwrap(), expected[300..].concat());
 
         for (missing, reason) in
-            [(0, "piece 0 is missing"), (2, "piece 2 is missing"), (4, " bytes instead of ")]
+            [(0, "piece 0 is missing"), (2, "piece 2 is missing"), (4, "its pieces have ")]
         {
             let (number, piece) = &pieces[missing];
             let key = batch_key.clone().and_bytes(number);
@@ -812,6 +814,31 @@ mod tests {
             assert!(error.contains("table payloads") && error.contains(reason), "{error}");
             run.change(|change, _| change.put(&PAYLOADS, &key, piece)).unwrap();
         }
+        // Lines of several chunks of two commits, one of which is longer than a piece, come in their order.
+        let page = |from: u32, next: u32| {
+            let records = (0..100).map(|no| {
+                let text = "y".repeat(if no == 50 { 100_000 } else { 950 });
+                Record::new(format!("issue-{next}-{no}"), &json!({ "text": text })).unwrap()
+            });
+            let records: Vec<_> = records.collect();
+            let lines: String = records.iter().map(|record| record.to_line() + "\n").collect();
+            let page =
+                records.into_iter().fold(Page::more(next), |page, record| page.record("issues", record));
+            let of = PageOf::Stream(StreamName::new("all").unwrap());
+            (make_ready_in_order(of, page, Some(from.to_string()), Some(next.to_string())).unwrap(), lines)
+        };
+        let mut expected_of_two = String::new();
+        for (from, next) in [(1, 2), (2, 3)] {
+            let (page, lines) = page(from, next);
+            assert!(run.commit(&[&page]).unwrap().remove(0).closed.is_empty());
+            expected_of_two += &lines;
+        }
+        let chunks = run.look(|rows, _| rows.all(&CHUNKS, &prefix)).unwrap();
+        assert_eq!(chunks.len(), 6);
+        assert_eq!(chunks.iter().filter(|(_, chunk)| chunk.lines.len() > PIECE_BYTES).count(), 2);
+        let two = run.close_open().unwrap().remove(0);
+        assert_eq!(lines_of(two.info.seq).unwrap(), expected_of_two);
+
         // As format 1 stored it.
         run.change(|change, _| {
             payload::remove(change, &batch_key)?;
@@ -820,5 +847,12 @@ mod tests {
         })
         .unwrap();
         assert_eq!(lines_of(batch.info.seq).unwrap(), expected[..300].concat());
+        // What is confirmed leaves no piece.
+        for seq in [batch.info.seq, rest.info.seq, two.info.seq] {
+            let left = || run.look(|rows, _| rows.all(&PAYLOADS, &run.batch_key(seq))).unwrap().len();
+            assert!(left() > 0);
+            acknowledge(&run, seq, &ArtifactId::new(format!("artifact-{seq}")).unwrap()).unwrap();
+            assert_eq!(left(), 0);
+        }
     }
 }

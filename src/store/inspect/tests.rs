@@ -571,7 +571,7 @@ const BROKEN: &[Broken] = &[
         change.remove(&PAYLOADS, &piece(4, 0)).unwrap();
         change.put(&PAYLOADS, &piece(4, 1), &bytes).unwrap();
     }),
-    ("payloads: the bytes of batch 4: they are ", |change| {
+    ("payloads: the bytes of batch 4: its pieces have ", |change| {
         let bytes = change.get(&PAYLOADS, &piece(4, 0)).unwrap().unwrap();
         change.put(&PAYLOADS, &piece(4, 1), &bytes).unwrap();
     }),
@@ -581,7 +581,7 @@ const BROKEN: &[Broken] = &[
     ("payloads: the bytes of batch 4: they hold 2 lines of", |change| {
         alter_batch(change, 4, |batch| batch.line_bytes += 1);
     }),
-    ("payloads: the bytes of batch 4: they are ", |change| {
+    ("payloads: the bytes of batch 4: its pieces have ", |change| {
         alter_batch(change, 4, |batch| batch.gzip_bytes += 1);
     }),
     ("payloads: the bytes of batch 4: they are not a complete gzip member", |change| {
