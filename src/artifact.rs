@@ -72,17 +72,26 @@ impl Default for Level {
 pub(crate) const PIECE_BYTES: usize = 63 * 1024;
 
 /// Bytes in pieces of [`PIECE_BYTES`]; the last may be shorter.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Pieces(Vec<Vec<u8>>);
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Pieces {
+    pieces: Vec<Vec<u8>>,
+    /// What a new piece has room for.
+    capacity: usize,
+}
 
 impl Pieces {
+    /// Room for about so many bytes.
+    fn of_about(bytes: usize) -> Self {
+        Self { pieces: Vec::with_capacity(bytes.div_ceil(PIECE_BYTES)), capacity: bytes.min(PIECE_BYTES) }
+    }
+
     /// Bytes of all pieces.
     pub(crate) fn bytes(&self) -> usize {
-        self.0.iter().map(Vec::len).sum()
+        self.pieces.iter().map(Vec::len).sum()
     }
 
     pub(crate) fn concat(&self) -> Vec<u8> {
-        self.0.concat()
+        self.pieces.concat()
     }
 }
 
@@ -91,16 +100,16 @@ impl IntoIterator for Pieces {
     type IntoIter = std::vec::IntoIter<Vec<u8>>;
 
     fn into_iter(self) -> Self::IntoIter {
-        self.0.into_iter()
+        self.pieces.into_iter()
     }
 }
 
 impl Write for Pieces {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.0.last().is_none_or(|last| last.len() >= PIECE_BYTES) {
-            self.0.push(Vec::new());
+        if self.pieces.last().is_none_or(|last| last.len() >= PIECE_BYTES) {
+            self.pieces.push(Vec::with_capacity(self.capacity));
         }
-        let Some(last) = self.0.last_mut() else { return Ok(0) };
+        let Some(last) = self.pieces.last_mut() else { return Ok(0) };
         let room = PIECE_BYTES.saturating_sub(last.len());
         let fitting = bytes.get(..room).unwrap_or(bytes);
         last.extend_from_slice(fitting);
@@ -121,7 +130,8 @@ pub(crate) fn compress(lines: &[&[u8]], level: Level) -> Result<Pieces> {
         _ => 0,
     };
     let deflate = || -> io::Result<Pieces> {
-        let mut member = Pieces::default();
+        let length: usize = lines.iter().map(|piece| piece.len()).sum();
+        let mut member = Pieces::of_about(length / 3 + 64);
         member.write_all(&[GZIP_MAGIC[0], GZIP_MAGIC[1], 8, 0, 0, 0, 0, 0, thoroughness, 255])?;
         let mut encoder = DeflateEncoder::new(member, Compression::new(level.0));
         let mut crc = crc32fast::Hasher::new();
@@ -132,7 +142,6 @@ pub(crate) fn compress(lines: &[&[u8]], level: Level) -> Result<Pieces> {
         let mut member = encoder.finish()?;
         member.write_all(&crc.finalize().to_le_bytes())?;
         // The length is kept modulo 2^32.
-        let length: usize = lines.iter().map(|piece| piece.len()).sum();
         #[expect(clippy::cast_possible_truncation, reason = "as RFC 1952 has it")]
         member.write_all(&(length as u32).to_le_bytes())?;
         Ok(member)

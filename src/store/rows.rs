@@ -198,6 +198,9 @@ impl Key {
     pub(crate) fn as_bytes(&self) -> &[u8] {
         &self.0
     }
+    pub(crate) fn into_bytes(self) -> Vec<u8> {
+        self.0
+    }
     /// The first key after all that start with this one; `None` if there is none.
     pub(crate) fn end(&self) -> Option<Key> {
         let mut end = self.0.clone();

@@ -381,6 +381,21 @@ impl Change<'_> {
         self.transaction.put(table.name, key.as_bytes(), &bytes)
     }
 
+    /// Puts rows, each in place of the one that is there.
+    pub(crate) fn put_all<R: Row>(
+        &self,
+        table: &Table<R>,
+        rows: impl IntoIterator<Item = (Key, R)>,
+    ) -> Result<()> {
+        let mut rows = rows.into_iter().map(|(key, row)| {
+            let bytes = row
+                .to_bytes()
+                .map_err(|error| undecodable(&self.tables.path, table.name, key.as_bytes(), error))?;
+            Ok((key.into_bytes(), bytes))
+        });
+        self.transaction.put_all(table.name, &mut rows)
+    }
+
     /// Puts the bytes of a row, as they were stored.
     #[cfg(feature = "inspect")]
     pub(crate) fn put_raw(&self, table: &str, key: &Key, bytes: &[u8]) -> Result<()> {

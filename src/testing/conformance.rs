@@ -258,7 +258,13 @@ fn the_last_value(subject: &dyn Subject) -> Outcome {
     put(backend.as_ref(), &[(b"key", b"first"), (b"key", b"second")])?;
     equal("put twice in one change", get(backend.as_ref(), b"key")?, Some(b"second".to_vec()))?;
     put(backend.as_ref(), &[(b"key", b"3")])?;
-    equal("the rows", contents(backend.as_ref(), TABLE)?, rows(&[(b"key", b"3")]))
+    equal("the rows", contents(backend.as_ref(), TABLE)?, rows(&[(b"key", b"3")]))?;
+    let all: [(&[u8], &[u8]); 3] = [(b"key", b"4"), (b"other", b"5"), (b"key", b"last")];
+    let change = backend.write()?;
+    change.put_all(TABLE, &mut all.into_iter().map(|(key, value)| Ok((key.to_vec(), value.to_vec()))))?;
+    change.commit()?;
+    let expected = rows(&[(b"key", b"last"), (b"other", b"5")]);
+    equal("rows that were put together", contents(backend.as_ref(), TABLE)?, expected)
 }
 
 fn removal(subject: &dyn Subject) -> Outcome {

@@ -216,7 +216,7 @@ impl Platform for World {
         let text: String = uploaded.lines.iter().flat_map(|line| [line, "\n"]).collect();
         let members = Level::new(0).and_then(|level| compress_all(&[vec![text.as_bytes()]], level));
         let mut members = members.map_err(|error| refused(error.to_string()))?;
-        Ok(members.pop().unwrap_or_default().concat())
+        Ok(members.pop().map(|member| member.concat()).unwrap_or_default())
     }
 
     fn worker_state(&self) -> Result<Option<WorkerState>, PlatformError> {

@@ -51,6 +51,9 @@ const FIRST_ROWS: usize = 8;
 const PAGE_ROWS: usize = 1_000;
 const PAGE_BYTES: usize = 256 * 1024;
 
+/// Keys and values to be put.
+pub(crate) type KeysAndValues<'a> = dyn Iterator<Item = Result<(Vec<u8>, Vec<u8>)>> + 'a;
+
 /// Called with a key and its value; returns whether it wants the next.
 pub(crate) type EachRow<'a> = dyn FnMut(&[u8], &[u8]) -> Result<bool> + 'a;
 
@@ -208,6 +211,18 @@ pub trait WriteTransaction: ReadTransaction {
     /// # Errors
     /// `Io`, `Corrupt`; here or at the commit.
     fn put(&self, table: &str, key: &[u8], value: &[u8]) -> Result<()>;
+
+    /// Puts rows in the order in which they come, each as by [`put`](Self::put).
+    ///
+    /// # Errors
+    /// Those of `rows`; `Io`, `Corrupt`, here or at the commit. Earlier rows may have been put.
+    fn put_all(&self, table: &str, rows: &mut KeysAndValues<'_>) -> Result<()> {
+        for row in rows {
+            let (key, value) = row?;
+            self.put(table, &key, &value)?;
+        }
+        Ok(())
+    }
 
     /// Removes a row, if it is there.
     ///

@@ -26,7 +26,7 @@ use crate::error::{Error, Result};
 use crate::store::disk::Disk;
 
 use super::contract::{
-    Backend, CommitError, EachRow, KeyRange, Limit, ReadTransaction, RowPage, WriteTransaction,
+    Backend, CommitError, EachRow, KeyRange, KeysAndValues, Limit, ReadTransaction, RowPage, WriteTransaction,
 };
 use super::store_file::{self, Place};
 
@@ -316,6 +316,17 @@ impl WriteTransaction for Change<'_> {
         let mut table = self.table(table, "write")?;
         let put = table.insert(key, value);
         put.map(drop).map_err(|error| self.redb.error("write", &error.into()))
+    }
+
+    // redb does work of its own whenever a table is opened and closed.
+    fn put_all(&self, table: &str, rows: &mut KeysAndValues<'_>) -> Result<()> {
+        let mut table = self.table(table, "write")?;
+        for row in rows {
+            let (key, value) = row?;
+            let put = table.insert(key.as_slice(), value.as_slice());
+            put.map(drop).map_err(|error| self.redb.error("write", &error.into()))?;
+        }
+        Ok(())
     }
 
     fn remove(&self, table: &str, key: &[u8]) -> Result<()> {

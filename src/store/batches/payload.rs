@@ -10,9 +10,9 @@ use super::super::tables::{Change, Rows};
 
 /// Stores the bytes of the batch with this key.
 pub(super) fn put(change: &Change<'_>, batch: &Key, member: Pieces) -> Result<()> {
-    (0..).zip(member).try_for_each(|(number, piece)| {
-        change.put(&PAYLOADS, &batch.clone().and_number(number), &Payload(piece))
-    })
+    let pieces = (0..).zip(member);
+    change
+        .put_all(&PAYLOADS, pieces.map(|(number, piece)| (batch.clone().and_number(number), Payload(piece))))
 }
 
 /// The bytes of the batch with this key and row.
