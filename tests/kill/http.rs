@@ -125,7 +125,7 @@ impl Workers<'_> {
         let mut child = self.start(event);
         self.lives += 1;
         let status = loop {
-            if let Some(kib) = peak_memory_kib(child.id()) {
+            if let Some(kib) = peak_memory_kib(child.id(), &self.program) {
                 let most = &mut self.memory_kib[usize::from(late)];
                 *most = kib.max(*most);
             }
@@ -145,11 +145,18 @@ impl Workers<'_> {
     }
 }
 
-/// The most memory that a process had so far. Not known on systems other than Linux, nor of a process that is over.
-fn peak_memory_kib(process: u32) -> Option<u64> {
+/// The most memory that a process had so far, if it runs this program. Not known on systems other than Linux, nor of a process
+/// that is over. While a process is started it still has the memory of its parent, and the parent's name: on Linux, the
+/// new name comes after the new memory (`begin_new_exec` in fs/exec.c).
+fn peak_memory_kib(process: u32, program: &Path) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    line.trim().strip_suffix(" kB")?.trim().parse().ok()
+    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+    // The kernel keeps 15 bytes of it.
+    let name = field("Name:")?;
+    if name.is_empty() || !program.file_name()?.to_str()?.starts_with(name) {
+        return None;
+    }
+    field("VmHWM:")?.split_whitespace().next()?.parse().ok()
 }
 
 /// Records that are announced so far.
