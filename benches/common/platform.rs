@@ -66,17 +66,36 @@ pub(crate) fn phase(
 ) -> Result<u64, Box<dyn std::error::Error>> {
     let mut artifacts = 0;
     for request in 0.. {
-        let step = if request == 0 { "START" } else { "CONTINUE" };
-        let event = event(&format!("EXTRACTION_{phase}_{step}"), run, request)?;
-        let outcome = serve.serve(store, platform, extractor, &event)?;
-        artifacts += outcome.artifacts;
-        match outcome.kind {
-            OutcomeKind::Done => break,
-            OutcomeKind::Progress => {}
-            other => return Err(format!("{phase} of {run}: {other:?}, {:?}", outcome.message).into()),
+        let (is_done, more) = answer(serve, store, platform, extractor, run, phase, request)?;
+        artifacts += more;
+        if is_done {
+            break;
         }
     }
     Ok(artifacts)
+}
+
+/// Answers one event of a phase of a run, from 0; returns whether the phase is done, and the number of artifacts.
+///
+/// # Errors
+/// An answer other than DONE and PROGRESS too.
+pub(crate) fn answer(
+    serve: &Serve,
+    store: &Store,
+    platform: &dyn Platform,
+    extractor: &impl Extractor,
+    run: &str,
+    phase: &str,
+    request: u64,
+) -> Result<(bool, u64), Box<dyn std::error::Error>> {
+    let step = if request == 0 { "START" } else { "CONTINUE" };
+    let event = event(&format!("EXTRACTION_{phase}_{step}"), run, request)?;
+    let outcome = serve.serve(store, platform, extractor, &event)?;
+    match outcome.kind {
+        OutcomeKind::Done => Ok((true, outcome.artifacts)),
+        OutcomeKind::Progress => Ok((false, outcome.artifacts)),
+        other => Err(format!("{phase} of {run}: {other:?}, {:?}", outcome.message).into()),
+    }
 }
 
 /// CPU time of this process so far, in user and system: fields 14 and 15 of `/proc/self/stat`, in hundredths (proc(5)).

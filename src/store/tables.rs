@@ -217,7 +217,7 @@ fn initialise(backend: &dyn Backend, path: &Path) -> Result<()> {
     let change = backend.write()?;
     let key = Key::name(FORMAT_KEY);
     let row = FormatRow { format: FORMAT, next_unit: 1 };
-    let bytes = row.to_bytes().map_err(|error| undecodable(path, META.name, key.as_bytes(), error))?;
+    let bytes = encode(path, &META, &key, &row)?;
     change.put(META.name, key.as_bytes(), &bytes)?;
     change.commit().map_err(|error| not_committed(path, error))
 }
@@ -230,6 +230,10 @@ fn not_committed(path: &Path, error: CommitError) -> Error {
             "another change came first, and nothing of this one was applied",
         ),
     }
+}
+
+fn encode<R: Row>(path: &Path, table: &Table<R>, key: &Key, row: &R) -> Result<Vec<u8>> {
+    row.to_bytes().map_err(|error| undecodable(path, table.name, key.as_bytes(), error))
 }
 
 fn undecodable(path: &Path, table: &str, key: &[u8], error: DecodeError) -> Error {
@@ -375,9 +379,7 @@ impl Change<'_> {
 
     /// Puts a row, in place of the one that is there.
     pub(crate) fn put<R: Row>(&self, table: &Table<R>, key: &Key, row: &R) -> Result<()> {
-        let bytes = row
-            .to_bytes()
-            .map_err(|error| undecodable(&self.tables.path, table.name, key.as_bytes(), error))?;
+        let bytes = encode(&self.tables.path, table, key, row)?;
         self.transaction.put(table.name, key.as_bytes(), &bytes)
     }
 
@@ -388,9 +390,7 @@ impl Change<'_> {
         rows: impl IntoIterator<Item = (Key, R)>,
     ) -> Result<()> {
         let mut rows = rows.into_iter().map(|(key, row)| {
-            let bytes = row
-                .to_bytes()
-                .map_err(|error| undecodable(&self.tables.path, table.name, key.as_bytes(), error))?;
+            let bytes = encode(&self.tables.path, table, &key, &row)?;
             Ok((key.into_bytes(), bytes))
         });
         self.transaction.put_all(table.name, &mut rows)

@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use highwater::airdrop::{Extractor, OutcomeKind, Serve};
+use highwater::airdrop::{Extractor, Serve};
 use highwater::{Level, Page, Store};
 use tempfile::TempDir;
 
@@ -73,13 +73,18 @@ impl Size {
         Issue::many(self.page_items.into())
     }
 
-    /// A new store, in a folder beside this program.
+    /// A new store, in a new folder.
     fn store(&self) -> Done<(TempDir, Store)> {
-        let program = std::env::current_exe()?;
-        let folder = tempfile::tempdir_in(program.parent().ok_or("the program is in no folder")?)?;
+        let folder = folder()?;
         let store = Store::options().level(Level::new(self.level)?).open(folder.path().join("state.redb"))?;
         Ok((folder, store))
     }
+}
+
+/// A new folder beside this program, which is on a disk.
+fn folder() -> Done<TempDir> {
+    let program = std::env::current_exe()?;
+    Ok(tempfile::tempdir_in(program.parent().ok_or("the program is in no folder")?)?)
 }
 
 /// What cannot be saved: the lines of typed records serialised into one buffer, and compressed by batches. Returns
@@ -167,8 +172,7 @@ fn memory() -> Done {
 
 /// The events of a sync, and the most memory of any process, if each answers so many of them.
 fn memory_of(what: &str, number: u32, events_of_one: u64) -> Done<(u64, u64)> {
-    let (folder, store) = Size { items: 0, page_items: 1, level: 2 }.store()?;
-    drop(store);
+    let folder = folder()?;
     let (mut events, mut peak) = (0, 0);
     loop {
         let mut part = Command::new(std::env::current_exe()?);
@@ -214,16 +218,12 @@ fn part() -> Done {
 fn answer_some(store: &Store, source: &impl Extractor, so_far: u64, at_most: u64) -> Done<(bool, u64)> {
     let hour = Duration::from_secs(3_600);
     let serve = Serve::new().budget(hour).hard_limit(2 * hour);
+    // No artifact has the id of one of an earlier process.
+    let sink = Sink::from(so_far << 32);
     for answered in 1..=at_most {
-        let request = so_far + answered;
-        let step = if request == 1 { "START" } else { "CONTINUE" };
-        let event = platform::event(&format!("EXTRACTION_DATA_{step}"), "run", request)?;
-        // No artifact has the id of one of an earlier event.
-        let outcome = serve.serve(store, &Sink::from(request << 32), source, &event)?;
-        match outcome.kind {
-            OutcomeKind::Done => return Ok((true, answered)),
-            OutcomeKind::Progress => {}
-            other => return Err(format!("{other:?}, {:?}", outcome.message).into()),
+        let request = so_far + answered - 1;
+        if platform::answer(&serve, store, &sink, source, "run", "DATA", request)?.0 {
+            return Ok((true, answered));
         }
     }
     Ok((false, at_most))
