@@ -12,7 +12,7 @@ use std::fmt::Write as _;
 use serde_json::Value;
 
 use crate::model::FINDINGS_KEPT;
-use crate::record::{ATTACHMENTS, Checker, Finding, Metadata, Record, Rule, Severity, Tally};
+use crate::record::{ATTACHMENTS, Checker, Finding, Metadata, Rule, Severity, Tally};
 use crate::store::{Lines, Page, Rejection};
 
 use super::message::ERROR_MESSAGE_BYTES_MAX;
@@ -94,7 +94,7 @@ impl Checks {
         Ok(Self { policy, metadata, in_metadata, checkers: BTreeMap::new() })
     }
 
-    /// Checks a page whose lines are written; its findings are to be staged with it.
+    /// Checks a page; its findings are to be staged with it.
     ///
     /// # Errors
     /// What to answer, if the page is refused.
@@ -102,17 +102,17 @@ impl Checks {
         let mut found: Vec<(String, Tally)> = Vec::new();
         let mut rejected: Vec<(usize, Vec<(usize, Rejection)>)> = Vec::new();
         let leaves_out = self.policy == CheckPolicy::LeaveOut;
-        for (group, (item_type, records, lines)) in page.records().enumerate() {
+        for (group, (item_type, lines)) in page.records().enumerate() {
             let mut tally = Tally::keeping(FINDINGS_KEPT);
             let mut of_type = Vec::new();
             let declared = self.declared(item_type);
             let leaves_out = leaves_out && !matches!(declared, Declared::Missing(_));
-            check(declared, records, lines, |place, record, mut findings| {
+            check(declared, lines, |place, id, line, mut findings| {
                 if leaves_out
                     && findings.iter().any(is_refused)
-                    && let Some(rejection) = Rejection::of_record(record, &findings)
+                    && let Some(id) = id
                 {
-                    of_type.push((place, rejection));
+                    of_type.push((place, Rejection::of_record(id, line, &findings)));
                     return;
                 }
                 for finding in &mut findings {
@@ -172,28 +172,28 @@ fn is_refused(finding: &Finding) -> bool {
     finding.is_error() && finding.rule != Rule::DuplicateId
 }
 
-/// Checks the records of one item type, each as its line; calls `found` with the place, the record, and the findings.
+/// Checks the records of one item type, each as its line; calls `found` with its place, id, line, and findings.
 fn check(
     declared: &Declared,
-    records: &[Record],
     lines: &Lines,
-    mut found: impl FnMut(usize, &Record, Vec<Finding>),
+    mut found: impl FnMut(usize, Option<&str>, &[u8], Vec<Finding>),
 ) {
+    let each = lines.ids().zip(lines.each()).enumerate();
     match declared {
         Declared::ByPlatform => {}
         Declared::As(checker) => {
             let mut batch = checker.batch();
-            for (place, (record, line)) in records.iter().zip(lines.each()).enumerate() {
-                found(place, record, batch.check_line(line.trim_ascii_end()));
+            for (place, (id, line)) in each {
+                found(place, id, line, batch.check_line(line.trim_ascii_end()));
             }
         }
         Declared::Missing(findings) => {
-            for (place, record) in records.iter().enumerate() {
+            for (place, (id, line)) in each {
                 let mut findings = findings.clone();
                 for finding in &mut findings {
-                    finding.record = record.id().map(str::to_owned);
+                    finding.record = id.map(str::to_owned);
                 }
-                found(place, record, findings);
+                found(place, id, line, findings);
             }
         }
     }

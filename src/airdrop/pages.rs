@@ -2,7 +2,7 @@
 //!
 //! The [`Scheduler`] decides which page is fetched next. This file carries it out:
 //! - A page is fetched in a lane and returned to this thread. If its cursor leads on, the next page of its listing is
-//!   begun *ahead* of the commit. The page is checked, its lines are written, and it is *held* until it is committed.
+//!   begun *ahead* of the commit. The page is checked, and it is *held* until it is committed.
 //! - Held pages are committed in one transaction: the pages of each listing in their order, and those of different
 //!   listings in the order in which they arrived. They are committed when a lane would be idle otherwise; when they
 //!   have 2,000 records and no other page arrives within 5 ms; at the latest when they are 100 pages, 4,000 records,
@@ -326,7 +326,6 @@ impl<'p, 'd> Pages<'p, 'd> {
         let stream = of.stream().as_str();
         page.leave_out(|item_type| !self.context.extracts(item_type));
         if let Some(checks) = &mut self.checks {
-            page.write_lines()?;
             checks.page(stream, page).map_err(|reason| Stop::failed(&reason))?;
         }
         page.rejected_max(self.invocation.settings.rejected_max);
@@ -523,7 +522,7 @@ impl<'p, 'd> Pages<'p, 'd> {
         }
     }
 
-    /// Checks a page, and writes its lines.
+    /// Checks a page.
     fn make_ready(
         &mut self,
         of: PageOf,

@@ -231,6 +231,11 @@ impl Record {
         &self.changes
     }
 
+    /// [`Record::changes`].
+    pub(crate) fn into_changes(self) -> Vec<Finding> {
+        self.changes
+    }
+
     /// The id, unless the record is flat.
     pub fn id(&self) -> Option<&str> {
         self.id.as_deref()

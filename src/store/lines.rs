@@ -1,8 +1,9 @@
-//! The lines of records: written once, into pieces, where they are checked, and from where they go into batches.
+//! The lines of records: written once, into pieces, as records are added to a page. There they are checked, and from there
+//! they go into batches.
 
 use crate::artifact::PIECE_BYTES;
 use crate::error::{Error, Result};
-use crate::model::BATCH_BYTES_MAX;
+use crate::model::{BATCH_BYTES_MAX, Micros};
 use crate::record::Record;
 
 use super::rows::Dates;
@@ -44,51 +45,46 @@ struct Line {
     /// Where its id ends.
     id_end: usize,
     is_flat: bool,
-    dates: Dates,
+    created: Option<Micros>,
+    modified: Option<Micros>,
 }
 
 impl Lines {
-    /// Writes them.
+    /// Appends the line of a record.
     ///
     /// # Errors
-    /// `TooLarge` if one is beyond what a batch may hold.
-    pub(super) fn of(records: &[Record]) -> Result<Self> {
-        let mut lines = Self {
-            pieces: Vec::new(),
-            lines: Vec::with_capacity(records.len()),
-            ids: String::with_capacity(records.iter().filter_map(Record::id).map(str::len).sum()),
-        };
-        let mut left: usize = records.iter().map(Record::line_bytes).sum();
-        for record in records {
-            let start = lines.bytes();
-            let line_bytes = record.line_bytes();
-            lines.write(line_bytes, left, |bytes| {
-                record.write_line(bytes);
-                bytes.push(b'\n');
-            });
-            left -= line_bytes;
-            let found = (lines.bytes() - start) as u64;
-            if found > BATCH_BYTES_MAX {
-                let what = format!("record {}", record.id().unwrap_or("without an id"));
-                return Err(Error::TooLarge { what, found, limit: BATCH_BYTES_MAX, unit: "bytes" });
-            }
-            let mut dates = Dates::default();
-            dates.add(record.created_micros(), record.modified_micros());
-            lines.end(record.id(), dates);
+    /// `TooLarge` if it is beyond what a batch may hold. It is appended all the same.
+    pub(super) fn push(&mut self, record: &Record) -> Result<()> {
+        let start = self.bytes();
+        self.write(record.line_bytes(), |bytes| {
+            record.write_line(bytes);
+            bytes.push(b'\n');
+        });
+        self.end(record.id(), record.created_micros(), record.modified_micros());
+        let found = (self.bytes() - start) as u64;
+        if found > BATCH_BYTES_MAX {
+            let what = format!("record {}", record.id().unwrap_or("without an id"));
+            return Err(Error::TooLarge { what, found, limit: BATCH_BYTES_MAX, unit: "bytes" });
         }
-        Ok(lines)
+        Ok(())
     }
 
-    /// Writes a line of about so many bytes to the last piece if there is room, else to a new one. `left`: those of all lines
-    /// that are still to be written, this one among them.
-    fn write(&mut self, line_bytes: usize, left: usize, write: impl FnOnce(&mut Vec<u8>)) {
+    /// Writes a line of about so many bytes to the last piece if there is room, else to a new one.
+    fn write(&mut self, line_bytes: usize, write: impl FnOnce(&mut Vec<u8>)) {
         let start = self.bytes();
         match self.pieces.last_mut() {
-            Some(Piece { bytes, .. }) if bytes.len() + line_bytes <= bytes.capacity().min(PIECE_BYTES) => {
+            Some(Piece { bytes, .. }) if bytes.len() + line_bytes <= PIECE_BYTES => {
+                let needed = bytes.len() + line_bytes;
+                if needed > bytes.capacity() {
+                    let capacity = needed.max(2 * bytes.capacity()).min(PIECE_BYTES);
+                    bytes.reserve_exact(capacity - bytes.len());
+                }
                 write(bytes);
             }
-            _ => {
-                let mut bytes = Vec::with_capacity(left.min(PIECE_BYTES).max(line_bytes));
+            before => {
+                // The first piece grows as it is needed: most of many small pages have only that.
+                let capacity = if before.is_some() { PIECE_BYTES } else { 0 };
+                let mut bytes = Vec::with_capacity(capacity.max(line_bytes));
                 write(&mut bytes);
                 self.pieces.push(Piece { start, bytes });
             }
@@ -96,19 +92,22 @@ impl Lines {
     }
 
     /// Ends a line whose bytes were written to the last piece.
-    fn end(&mut self, id: Option<&str>, dates: Dates) {
+    fn end(&mut self, id: Option<&str>, created: Option<Micros>, modified: Option<Micros>) {
         self.ids.push_str(id.unwrap_or_default());
         let (piece, end) = (self.pieces.len().saturating_sub(1), self.bytes());
-        self.lines.push(Line { piece, end, id_end: self.ids.len(), is_flat: id.is_none(), dates });
+        self.lines.push(Line {
+            piece,
+            end,
+            id_end: self.ids.len(),
+            is_flat: id.is_none(),
+            created,
+            modified,
+        });
     }
 
     /// How many they are.
     pub(super) fn len(&self) -> usize {
         self.lines.len()
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.lines.is_empty()
     }
 
     /// Bytes of them.
@@ -128,7 +127,7 @@ impl Lines {
     }
 
     /// The id of each record; `None` if it is flat.
-    pub(super) fn ids(&self) -> impl Iterator<Item = Option<&str>> {
+    pub(crate) fn ids(&self) -> impl Iterator<Item = Option<&str>> {
         let mut start = 0;
         self.lines.iter().map(move |line| {
             let id = self.ids.get(start..line.id_end);
@@ -137,21 +136,19 @@ impl Lines {
         })
     }
 
-    /// The dates of each record.
-    pub(super) fn dates(&self) -> impl Iterator<Item = Dates> {
-        self.lines.iter().map(|line| line.dates)
+    /// When each record was modified.
+    pub(super) fn modified(&self) -> impl Iterator<Item = Option<Micros>> {
+        self.lines.iter().map(|line| line.modified)
     }
 
     /// Those that are to be kept.
     pub(super) fn only(&self, keep: &[bool]) -> Self {
         let mut kept = Self::default();
-        let mut left = self.bytes();
-        for (((line, id), dates), keep) in self.each().zip(self.ids()).zip(self.dates()).zip(keep) {
+        for (((bytes, id), line), keep) in self.each().zip(self.ids()).zip(&self.lines).zip(keep) {
             if *keep {
-                kept.write(line.len(), left, |bytes| bytes.extend_from_slice(line));
-                kept.end(id, dates);
+                kept.write(bytes.len(), |piece| piece.extend_from_slice(bytes));
+                kept.end(id, line.created, line.modified);
             }
-            left -= line.len();
         }
         kept
     }
@@ -176,7 +173,7 @@ impl Lines {
             start = last.end;
             let mut dates = Dates::default();
             for line in lines {
-                dates.merge(line.dates);
+                dates.add(line.created, line.modified);
             }
             Some(LinesPart { items: lines.len(), dates, bytes })
         })
@@ -189,15 +186,20 @@ mod tests {
 
     use super::*;
 
+    fn of(records: &[Record]) -> Lines {
+        let mut lines = Lines::default();
+        records.iter().try_for_each(|record| lines.push(record)).unwrap();
+        lines
+    }
+
     /// Ids and dates are those of these records.
     fn is_of(lines: &Lines, records: &[&Record]) {
         assert!(lines.ids().eq(records.iter().map(|record| record.id())));
-        let modified = |dates: Dates| dates.modified.map(|(at, _)| at);
         let expected: Vec<_> = records.iter().map(|record| record.modified_micros()).collect();
-        assert_eq!(lines.dates().map(modified).collect::<Vec<_>>(), expected);
+        assert_eq!(lines.modified().collect::<Vec<_>>(), expected);
         let parts = lines.between(0, lines.len());
         let (items, earliest): (Vec<_>, Vec<_>) =
-            parts.map(|part| (part.items, modified(part.dates))).unzip();
+            parts.map(|part| (part.items, part.dates.modified.map(|(at, _)| at))).unzip();
         assert_eq!(items.iter().sum::<usize>(), records.len());
         assert_eq!(earliest.into_iter().flatten().min(), expected.into_iter().flatten().min());
     }
@@ -218,7 +220,7 @@ mod tests {
                 .collect();
             let expected: Vec<Vec<u8>> =
                 records.iter().map(|record| [record.to_line().as_bytes(), b"\n"].concat()).collect();
-            let lines = Lines::of(&records).unwrap();
+            let lines = of(&records);
             // But for one line, which is long or has an id with escapes, each has the bytes of a piece.
             for piece in lines.pieces.iter().map(|piece| &piece.bytes) {
                 let last =
@@ -253,7 +255,7 @@ mod tests {
     #[test]
     fn a_small_page_takes_no_whole_piece() {
         let records: Vec<_> = (0..3).map(|n| Record::new(format!("C-{n}"), &json!({})).unwrap()).collect();
-        let lines = Lines::of(&records).unwrap();
+        let lines = of(&records);
         let capacity: usize = lines.pieces.iter().map(|piece| piece.bytes.capacity()).sum();
         assert!(capacity < 2 * lines.bytes(), "{capacity} for {}", lines.bytes());
     }

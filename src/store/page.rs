@@ -10,7 +10,7 @@ use crate::model::{
     CHILD_DATA_BYTES_MAX, CONNECTOR_STATE_VALUE, CURSOR_BYTES_MAX, FINDINGS_KEPT, ItemType, ParentId,
     REJECTED_IDS_MAX, RESERVED_VALUE_PREFIX, StreamName, VALUE_BYTES_MAX, ValueKey,
 };
-use crate::record::{ATTACHMENTS, Attachment, Findings, Record, Tally};
+use crate::record::{ATTACHMENTS, Attachment, Finding, Findings, Record, Tally};
 
 use super::lines::Lines;
 use super::rejection::Rejection;
@@ -59,25 +59,49 @@ pub(crate) struct PageRecords {
     pub(crate) item_type: String,
     /// Each record is announced once in a run, whichever page contains it.
     pub(crate) once: bool,
-    pub(crate) records: Vec<Record>,
-    /// Their lines; none before they are written.
-    lines: Lines,
+    pub(crate) lines: Lines,
+    /// What was changed in some of them before they were added, with their places.
+    changes: Vec<(usize, Vec<Finding>)>,
+    /// That one of them is beyond what a batch may hold.
+    too_large: Option<Error>,
 }
 
 impl PageRecords {
-    /// Writes the lines, unless they are written.
-    fn write_lines(&mut self) -> Result<()> {
-        if self.lines.len() != self.records.len() {
-            self.lines = Lines::of(&self.records)?;
+    fn new(item_type: &str, once: bool) -> Self {
+        let (lines, changes) = (Lines::default(), Vec::new());
+        Self { item_type: item_type.to_owned(), once, lines, changes, too_large: None }
+    }
+
+    fn push(&mut self, record: Record) {
+        let place = self.lines.len();
+        let pushed = self.lines.push(&record);
+        self.too_large = self.too_large.take().or(pushed.err());
+        let changes = record.into_changes();
+        if !changes.is_empty() {
+            self.changes.push((place, changes));
         }
-        Ok(())
+    }
+
+    /// Keeps only these of the records.
+    fn retain(&mut self, keep: &[bool]) {
+        self.lines = self.lines.only(keep);
+        let (mut before, mut kept) = (0, 0);
+        self.changes.retain_mut(|(place, _)| {
+            let since = keep.get(before..*place).unwrap_or_default();
+            kept += since.iter().filter(|keep| **keep).count();
+            before = *place;
+            *place = kept;
+            keep.get(before) == Some(&true)
+        });
     }
 
     /// Checks the name, and that records to be announced once have an id.
-    fn checked(mut self, edge: &BTreeSet<String>) -> Result<PageLines> {
-        self.write_lines()?;
-        let Self { item_type, once, records, lines } = self;
-        if once && records.iter().any(|record| record.id().is_none()) {
+    fn checked(self, edge: &BTreeSet<String>) -> Result<PageLines> {
+        let Self { item_type, once, lines, too_large, changes: _ } = self;
+        if let Some(error) = too_large {
+            return Err(error);
+        }
+        if once && lines.ids().any(|id| id.is_none()) {
             return Err(Error::Invalid {
                 what: format!("a record of {item_type} that is to be announced once in a run"),
                 reason: "it is flat, so it has no id: create it with Record::new".to_owned(),
@@ -359,14 +383,13 @@ impl<C> Page<C> {
     }
 
     fn add(&mut self, item_type: &str, once: bool, record: Record) {
-        match self.records.iter_mut().find(|group| group.item_type == item_type && group.once == once) {
-            Some(group) => group.records.push(record),
-            None => self.records.push(PageRecords {
-                item_type: item_type.to_owned(),
-                once,
-                records: vec![record],
-                lines: Lines::default(),
-            }),
+        let is_its = |group: &PageRecords| group.item_type == item_type && group.once == once;
+        let place = self.records.iter().position(is_its).unwrap_or(self.records.len());
+        if place == self.records.len() {
+            self.records.push(PageRecords::new(item_type, once));
+        }
+        if let Some(group) = self.records.get_mut(place) {
+            group.push(record);
         }
     }
 
@@ -571,13 +594,12 @@ impl<C> Page<C> {
 
     /// The number of its records that are to be announced, if they were not before ([`Page::record_once`]).
     pub fn items(&self) -> usize {
-        self.records.iter().map(|group| group.records.len()).sum()
+        self.records.iter().map(|group| group.lines.len()).sum()
     }
 
-    /// About how many bytes its records take as lines.
+    /// Bytes of the lines of its records.
     pub(crate) fn line_bytes(&self) -> u64 {
-        let records = self.records.iter().flat_map(|group| &group.records);
-        records.map(|record| record.line_bytes() as u64).sum()
+        self.records.iter().map(|group| group.lines.bytes() as u64).sum()
     }
 
     /// The values that it sets and removes, as JSON: the pages after it find them. If a key is set twice, the last
@@ -610,10 +632,10 @@ impl<C> Page<C> {
             }
             !leave
         });
-        records.retain(|PageRecords { item_type, records, .. }| {
+        records.retain(|PageRecords { item_type, lines, .. }| {
             let leave = unwanted(item_type);
             if leave {
-                skipped.push((item_type.clone(), records.len() as u64));
+                skipped.push((item_type.clone(), lines.len() as u64));
             }
             !leave
         });
@@ -642,19 +664,15 @@ impl<C> Page<C> {
     /// Rejects records that are in it: those at these indices, in ascending order, of group `group` of
     /// [`Page::records`].
     pub(crate) fn reject_at(&mut self, group: usize, at: Vec<(usize, Rejection)>) {
-        let Some(PageRecords { item_type, records, lines, .. }) = self.records.get_mut(group) else { return };
-        let mut keep = vec![true; records.len()];
+        let Some(group) = self.records.get_mut(group) else { return };
+        let mut keep = vec![true; group.lines.len()];
         for (place, _) in &at {
             if let Some(keep) = keep.get_mut(*place) {
                 *keep = false;
             }
         }
-        if !lines.is_empty() {
-            *lines = lines.only(&keep);
-        }
-        let mut keep = keep.into_iter();
-        records.retain(|_| keep.next().unwrap_or(true));
-        self.rejected.extend(at.into_iter().map(|(_, rejection)| (item_type.clone(), rejection)));
+        group.retain(&keep);
+        self.rejected.extend(at.into_iter().map(|(_, rejection)| (group.item_type.clone(), rejection)));
     }
 
     /// The result for each rejected record that it was requested for.
@@ -688,8 +706,7 @@ impl<C> Page<C> {
             .map(|(_, again)| again.id.as_str())
             .collect();
         let groups = self.records.iter().filter(|group| of_type(&group.item_type));
-        let records = groups.flat_map(|group| &group.records);
-        let passed: BTreeSet<&str> = records.filter_map(Record::id).collect();
+        let passed: BTreeSet<&str> = groups.flat_map(|group| group.lines.ids()).flatten().collect();
         let name = ItemType::new(item_type.as_str())?;
         ids.iter()
             .map(|id| {
@@ -710,21 +727,13 @@ impl<C> Page<C> {
 
     /// How many records of each item type are in it.
     pub(crate) fn items_by_type(&self) -> Vec<(String, usize)> {
-        self.records.iter().map(|group| (group.item_type.clone(), group.records.len())).collect()
-    }
-
-    /// Writes the lines of its records, in which they are checked and stored.
-    ///
-    /// # Errors
-    /// `TooLarge` if one is beyond what a batch may hold.
-    pub(crate) fn write_lines(&mut self) -> Result<()> {
-        self.records.iter_mut().try_for_each(PageRecords::write_lines)
+        self.records.iter().map(|group| (group.item_type.clone(), group.lines.len())).collect()
     }
 
     /// Its records by item type, in the order in which the types were first added. Records to be announced once are a
-    /// group of their own. Each record has its line, its newline included, once they are [written](Self::write_lines).
-    pub(crate) fn records(&self) -> impl Iterator<Item = (&str, &[Record], &Lines)> {
-        self.records.iter().map(|group| (group.item_type.as_str(), group.records.as_slice(), &group.lines))
+    /// group of their own.
+    pub(crate) fn records(&self) -> impl Iterator<Item = (&str, &Lines)> {
+        self.records.iter().map(|group| (group.item_type.as_str(), &group.lines))
     }
 
     /// Bytes of JSON of what it sets that a checkpoint holds. What cannot be stored counts as zero: staging reports
@@ -797,10 +806,10 @@ impl<C> Page<C> {
 
     /// Counts what was changed in its records before they were added, with the findings in them.
     fn count_changes(&mut self) {
-        for PageRecords { item_type, records, .. } in &self.records {
+        for PageRecords { item_type, changes, .. } in &mut self.records {
             let mut tally = Tally::keeping(FINDINGS_KEPT);
-            for change in records.iter().flat_map(Record::changes) {
-                tally.add(change.clone());
+            for change in changes.drain(..).flat_map(|(_, changes)| changes) {
+                tally.add(change);
             }
             if !tally.is_empty() {
                 self.findings.push((item_type.clone(), tally));

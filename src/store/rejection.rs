@@ -5,7 +5,7 @@ use serde_json::Value;
 use crate::cut;
 use crate::error::{Error, Result};
 use crate::model::{FINDING_BYTES_MAX, ID_BYTES_MAX, REJECTED_JSON_BYTES_MAX};
-use crate::record::{Finding, Findings, Record};
+use crate::record::{Finding, Findings};
 
 /// Bytes of a kind, by which rejected records are counted.
 const KIND_BYTES_MAX: usize = 120;
@@ -38,10 +38,10 @@ impl Rejection {
         Self { json: Some(kept(raw.to_string())), ..Self::new(&id, "").because(findings) }
     }
 
-    /// A record that does not match the metadata. `None` if it has no id with which to request it again.
-    pub(crate) fn of_record(record: &Record, findings: &[Finding]) -> Option<Self> {
-        let rejection = Self::new(record.id()?, "").because(findings);
-        Some(Self { json: Some(kept(record.to_line())), ..rejection })
+    /// A record, by its id and line, that does not match the metadata.
+    pub(crate) fn of_record(id: &str, line: &[u8], findings: &[Finding]) -> Self {
+        let json = String::from_utf8_lossy(line.trim_ascii_end()).into_owned();
+        Self { json: Some(kept(json)), ..Self::new(id, "").because(findings) }
     }
 
     /// Sets the reason: the first error, and the number of further ones.
@@ -94,6 +94,7 @@ fn kept(json: String) -> (String, u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::record::Record;
     use crate::store::page::Page;
 
     #[test]
@@ -118,7 +119,9 @@ mod tests {
         let of = |bytes: usize| {
             let record =
                 Record::new("I-1", &serde_json::json!({ "text": "\u{e9}".repeat(bytes / 2) })).unwrap();
-            (record.to_line(), Rejection::of_record(&record, &[]).unwrap().json.unwrap())
+            let line = record.to_line();
+            let rejection = Rejection::of_record("I-1", format!("{line}\n").as_bytes(), &[]);
+            (line, rejection.json.unwrap())
         };
         let (line, kept) = of(100);
         assert_eq!(kept, (line.clone(), line.len() as u64));

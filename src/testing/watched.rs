@@ -316,21 +316,20 @@ impl<E: Extractor> Watched<E> {
         let mut rejected: Vec<Named> =
             page.rejected_ids().filter(|(item_type, _)| wanted(item_type)).collect();
         let (mut lines, mut once_lines, mut edge_lines) = (Vec::new(), Vec::new(), Vec::new());
-        for (PageRecords { item_type, once, records, .. }, edge) in
+        for (PageRecords { item_type, once, lines: records, .. }, edge) in
             page.groups().filter(|(group, _)| wanted(&group.item_type))
         {
             let checker = metadata.as_ref().and_then(|metadata| Checker::new(metadata, item_type).ok());
-            for record in records {
+            for (id, line) in records.ids().zip(records.each()) {
+                let line = String::from_utf8_lossy(line.trim_ascii_end()).into_owned();
                 let is_bad = checker
                     .as_ref()
-                    .is_some_and(|checker| checker.check(record).iter().any(Finding::is_error));
-                match record.id() {
+                    .is_some_and(|checker| checker.check_line(&line).iter().any(Finding::is_error));
+                match id {
                     Some(id) if is_bad => rejected.push((item_type.to_owned(), id.to_owned())),
-                    Some(id) if *once => {
-                        once_lines.push(((item_type.to_owned(), id.to_owned()), record.to_line()));
-                    }
-                    Some(_) if edge => edge_lines.push(record.to_line()),
-                    _ => lines.push(record.to_line()),
+                    Some(id) if *once => once_lines.push(((item_type.to_owned(), id.to_owned()), line)),
+                    Some(_) if edge => edge_lines.push(line),
+                    _ => lines.push(line),
                 }
             }
         }

@@ -98,7 +98,7 @@ impl Run {
         self.change(|change, row| {
             let mut queue = change.need(&QUEUES, &self.run_key())?;
             queue.position = queue.position.max(position);
-            let (mut lines, mut used) = (Vec::new(), Vec::new());
+            let (mut lines, mut used) = (Lines::default(), Vec::new());
             for (number, settling) in group {
                 if let Settling::Uploaded(artifact) = &settling
                     && !takes_id(self, change, number, artifact)?
@@ -106,13 +106,15 @@ impl Run {
                     used.push(number);
                     continue;
                 }
-                lines.extend(move_attachment(self, change, &mut queue, number, settling)?);
+                if let Some(line) = move_attachment(self, change, &mut queue, number, settling)? {
+                    lines.push(&line)?;
+                }
             }
             queue.lines += lines.len() as u64;
             change.put(&QUEUES, &self.run_key(), &queue)?;
             row.not_before = None;
             row.progress = Some(percent(queue.counts));
-            let (lines, mut open) = (Cow::Owned(Lines::of(&lines)?), OpenLines::default());
+            let (lines, mut open) = (Cow::Owned(lines), OpenLines::default());
             let full = add_lines(self, change, &line_type, &lines, batch_items, &mut open)?;
             open.put(self, change, row)?;
             Ok((put_batches(self, change, row, &full)?, used))

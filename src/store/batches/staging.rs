@@ -99,7 +99,7 @@ enum FetchedWith {
     Unknown,
 }
 
-/// A page whose parts are checked and whose lines are written: it can be committed.
+/// A page whose parts are checked: it can be committed.
 pub(crate) struct ReadyPage {
     of: PageOf,
     phase: Phase,
@@ -295,13 +295,13 @@ pub(crate) struct CommittedPage {
     pub(crate) children: Vec<u64>,
 }
 
-/// Checks the parts of a page, and writes its lines.
+/// Checks the parts of a page.
 ///
 /// # Errors
 /// If part of it cannot be stored.
 pub(crate) fn make_ready<C: Serialize>(of: PageOf, phase: Phase, page: Page<C>) -> Result<ReadyPage> {
     let cursor = cursor_json(&of, &page)?;
-    write_lines(of, phase, page, FetchedWith::Unknown, cursor)
+    ready(of, phase, page, FetchedWith::Unknown, cursor)
 }
 
 /// [`make_ready`] for a page of the data phase. It was fetched with the cursor `from` and leads to `next`, both as
@@ -315,7 +315,7 @@ pub(crate) fn make_ready_in_order<C>(
     from: Option<String>,
     next: Option<String>,
 ) -> Result<ReadyPage> {
-    write_lines(of, Phase::Data, page, FetchedWith::Cursor(from), next)
+    ready(of, Phase::Data, page, FetchedWith::Cursor(from), next)
 }
 
 fn cursor_json<C: Serialize>(of: &PageOf, page: &Page<C>) -> Result<Option<String>> {
@@ -323,7 +323,7 @@ fn cursor_json<C: Serialize>(of: &PageOf, page: &Page<C>) -> Result<Option<Strin
     page.next.as_ref().map(|cursor| to_json(&what(), cursor, CURSOR_BYTES_MAX)).transpose()
 }
 
-fn write_lines<C>(
+fn ready<C>(
     of: PageOf,
     phase: Phase,
     page: Page<C>,
@@ -602,11 +602,8 @@ fn chunk_key(run: &Run, item_type: &ItemType, number: u64) -> Key {
 
 /// Each record as the edge needs it.
 fn staged(lines: &Lines) -> impl Iterator<Item = edge::Staged<'_>> {
-    lines.ids().zip(lines.each()).zip(lines.dates()).map(|((id, line), dates)| edge::Staged {
-        id,
-        line,
-        modified: dates.modified.map(|(at, _)| at),
-    })
+    let each = lines.ids().zip(lines.each()).zip(lines.modified());
+    each.map(|((id, line), modified)| edge::Staged { id, line, modified })
 }
 
 /// Lines of an open batch, one after the other.

@@ -118,8 +118,8 @@ fn stage(run: &Run, phase: Phase, records: u32, next: Option<u32>) {
     }
     let mut tally = Tally::keeping(10);
     let checker = Checker::new(&Metadata::new().record_type("issues", RecordType::new()), "issues").unwrap();
-    for (_, records, _) in page.records() {
-        for finding in records.iter().flat_map(|record| checker.check(record)) {
+    for (_, lines) in page.records() {
+        for finding in lines.each().flat_map(|line| checker.check_line(line)) {
             tally.add(finding);
         }
     }
