@@ -8,7 +8,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::hash::{BuildHasher, RandomState};
+use std::hash::{BuildHasher, BuildHasherDefault, Hasher, RandomState};
 use std::sync::Arc;
 
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use super::any::{AnyWalk, Loose, Seen, duplicate_key, nothing_but_an_object};
 use super::broken::not_json;
-use super::clean::clean_id;
+use super::clean::{clean_id, is_printable};
 use super::expected::TIMESTAMP_EXPECTED;
 use super::finding::{Finding, Findings, Rule, Severity};
 use super::hints::nearest;
@@ -113,6 +113,9 @@ impl Checker {
         walk.sink.clear();
         walk.id.clear();
         walk.seen.clear();
+        if is_printable(text) && self.is_clean(text, walk) {
+            return Ok(());
+        }
         if text::may_be_flawed(text) {
             let found = text::flaws(text, Look::Controls, DEPTH_MAX);
             let is_cut = found.iter().any(|found| found.flaw == Flaw::Surrogate);
@@ -128,6 +131,14 @@ impl Checker {
         self.walk_whole(text, walk)
     }
 
+    /// Whether the walk would find nothing, as far as that is cheap to say. Sets the id.
+    fn is_clean(&self, text: &[u8], walk: &mut Walk) -> bool {
+        let id =
+            self.declared().and_then(|declared| clean_id(&self.schema, declared, self.require_dates, text));
+        walk.id.push_str(id.unwrap_or_default());
+        id.is_some()
+    }
+
     /// Walks text that is valid UTF-8 except for what the walk finds.
     fn walk_whole(&self, text: &[u8], walk: &mut Walk) -> Result<(), serde_json::Error> {
         // Checking the whole text at once is cheaper than string by string, as `from_slice` does.
@@ -138,10 +149,9 @@ impl Checker {
             // Strings that no value is built from are skipped as bytes.
             return Err(serde::de::Error::custom("invalid unicode code point"));
         };
-        if let Some(declared) = self.declared()
-            && let Some(id) = clean_id(&self.schema, declared, self.require_dates, text)
-        {
-            walk.id.push_str(id);
+        // Printable text was looked at.
+        let has_control = || text.bytes().min() < Some(b' ');
+        if !text.is_ascii() && !has_control() && self.is_clean(text.as_bytes(), walk) {
             return Ok(());
         }
         let mut json = serde_json::Deserializer::from_str(text);
@@ -229,8 +239,29 @@ const IDS_REMEMBERED: usize = 1 << 16;
 #[derive(Debug, Default)]
 pub(super) struct Ids {
     hasher: RandomState,
-    recent: HashMap<u64, u64>,
-    older: HashMap<u64, u64>,
+    recent: HashMap<u64, u64, BuildHasherDefault<Hashed>>,
+    older: HashMap<u64, u64, BuildHasherDefault<Hashed>>,
+}
+
+/// The hash of a key that is one already.
+#[derive(Default)]
+struct Hashed(u64);
+
+impl Hasher for Hashed {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
+
+    /// Not called: a key is a `u64`.
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
+        }
+    }
 }
 
 impl Ids {

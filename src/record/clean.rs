@@ -5,6 +5,8 @@
 //! Whatever else it has ends this, and [`Checker`](super::Checker) walks the line. So the walk alone defines the
 //! rules; a rule here may be narrower than the walk's, never wider.
 
+use memchr::memchr2;
+
 use super::moment;
 use super::schema::{EnumDecl, FieldDecl, Fields, ITEM_URL, Kind, RecordDecl, Schema};
 use crate::model::ID_BYTES_MAX;
@@ -18,16 +20,22 @@ const NUMBER_BYTES_MAX: usize = 15;
 /// Up to so many keys of an enum are compared one by one, which costs less than a hash.
 const FEW_KEYS: usize = 8;
 
-/// The id of a record in which the walk finds nothing. `None`: the walk has to decide.
+/// Whether a text is printable ASCII, so that it is UTF-8 and its strings need no look at each byte.
+pub(super) fn is_printable(text: &[u8]) -> bool {
+    text.iter().fold(true, |is, byte| is & (b' '..=b'~').contains(byte))
+}
+
+/// The id of a record in which the walk finds nothing. `None`: the walk has to decide. The text is UTF-8, without
+/// control characters below the space.
 pub(super) fn clean_id<'t>(
     schema: &Schema,
     declared: &RecordDecl,
     require_dates: bool,
-    text: &'t str,
+    text: &'t [u8],
 ) -> Option<&'t str> {
-    let mut line = Line { schema, text, at: 0 };
+    let mut line = Line { schema, rest: text };
     line.expect(b"{\"id\":")?;
-    let id = line.plain()?;
+    let id = str::from_utf8(line.plain()?).ok()?;
     if id.is_empty() || id.len() > ID_BYTES_MAX {
         return None;
     }
@@ -48,14 +56,13 @@ pub(super) fn clean_id<'t>(
     line.expect(b",\"data\":")?;
     line.object(&declared.fields, DEPTH_MAX)?;
     line.expect(b"}")?;
-    (line.at == text.len()).then_some(id)
+    line.rest.is_empty().then_some(id)
 }
 
-/// A line, and how far it is read.
+/// A line, of which a part is read.
 struct Line<'s, 't> {
     schema: &'s Schema,
-    text: &'t str,
-    at: usize,
+    rest: &'t [u8],
 }
 
 /// A key of an object with declared fields.
@@ -67,7 +74,7 @@ enum Key<'f> {
 
 /// What is between the quotes of a string.
 struct Text<'t> {
-    raw: &'t str,
+    raw: &'t [u8],
     has_escapes: bool,
 }
 
@@ -75,12 +82,9 @@ struct Text<'t> {
 impl<'t> Line<'_, 't> {
     #[inline]
     fn skip<const N: usize>(&mut self, expected: &[u8; N]) -> bool {
-        let rest = self.text.as_bytes().get(self.at..).unwrap_or_default();
-        let is_there = rest.first_chunk() == Some(expected);
-        if is_there {
-            self.at += N;
-        }
-        is_there
+        let rest = self.rest.strip_prefix(expected);
+        self.rest = rest.unwrap_or(self.rest);
+        rest.is_some()
     }
 
     #[inline]
@@ -90,28 +94,24 @@ impl<'t> Line<'_, 't> {
 
     fn string(&mut self) -> Option<Text<'t>> {
         self.expect(b"\"")?;
-        let begin = self.at;
-        let mut has_escapes = false;
+        let text = self.rest;
+        let (mut length, mut has_escapes) = (0, false);
         loop {
-            self.at += plain_length(self.text.as_bytes().get(self.at..)?);
-            match self.text.as_bytes().get(self.at)? {
-                b'"' => break,
-                b'\\' => {
-                    has_escapes = true;
-                    let escaped = self.text.as_bytes().get(self.at + 1)?;
-                    matches!(escaped, b'"' | b'\\' | b'/' | b'n' | b'r' | b't').then_some(())?;
-                    self.at += 2;
-                }
-                _ => return None,
+            length += memchr2(b'"', b'\\', text.get(length..)?)?;
+            if text.get(length) == Some(&b'"') {
+                break;
             }
+            has_escapes = true;
+            matches!(text.get(length + 1)?, b'"' | b'\\' | b'/' | b'n' | b'r' | b't').then_some(())?;
+            length += 2;
         }
-        let raw = self.text.get(begin..self.at)?;
-        self.at += 1;
+        let (raw, rest) = text.split_at_checked(length)?;
+        self.rest = rest.get(1..)?;
         Some(Text { raw, has_escapes })
     }
 
     /// A string without escapes.
-    fn plain(&mut self) -> Option<&'t str> {
+    fn plain(&mut self) -> Option<&'t [u8]> {
         let Text { raw, has_escapes } = self.string()?;
         (!has_escapes).then_some(raw)
     }
@@ -122,25 +122,24 @@ impl<'t> Line<'_, 't> {
 
     /// A number without an exponent.
     fn number(&mut self) -> Option<&'t str> {
-        let begin = self.at;
+        let begin = self.rest;
         self.skip(b"-");
         let whole = self.digits()?;
-        if whole.len() > 1 && whole.starts_with('0') {
+        if whole.len() > 1 && whole.starts_with(b"0") {
             return None;
         }
         if self.skip(b".") {
             self.digits()?;
         }
-        let number = self.text.get(begin..self.at)?;
-        (number.len() <= NUMBER_BYTES_MAX).then_some(number)
+        let number = begin.get(..begin.len() - self.rest.len())?;
+        if number.len() <= NUMBER_BYTES_MAX { str::from_utf8(number).ok() } else { None }
     }
 
-    fn digits(&mut self) -> Option<&'t str> {
-        let begin = self.at;
-        while self.text.as_bytes().get(self.at).is_some_and(u8::is_ascii_digit) {
-            self.at += 1;
-        }
-        self.text.get(begin..self.at).filter(|digits| !digits.is_empty())
+    fn digits(&mut self) -> Option<&'t [u8]> {
+        let count = self.rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
+        let (digits, rest) = self.rest.split_at_checked(count)?;
+        self.rest = rest;
+        (!digits.is_empty()).then_some(digits)
     }
 
     /// An object with declared fields.
@@ -185,12 +184,12 @@ impl<'t> Line<'_, 't> {
     /// A key and the colon behind it. Mostly it is that of the field at `expected`.
     fn key<'f>(&mut self, fields: &'f Fields, expected: usize) -> Option<Key<'f>> {
         if let (Some(written), Some(field)) = (fields.written(expected), fields.list.get(expected))
-            && self.text.as_bytes().get(self.at..self.at + written.len()) == Some(written.as_bytes())
+            && let Some(rest) = self.rest.strip_prefix(written.as_bytes())
         {
-            self.at += written.len();
+            self.rest = rest;
             return Some(Key::Field(expected, field));
         }
-        let key = self.plain()?;
+        let key = str::from_utf8(self.plain()?).ok()?;
         self.expect(b":")?;
         match fields.find(key) {
             Some((position, field)) => Some(Key::Field(position, field)),
@@ -243,32 +242,10 @@ impl<'t> Line<'_, 't> {
     }
 }
 
-fn is_key(values: &EnumDecl, key: &str) -> bool {
+fn is_key(values: &EnumDecl, key: &[u8]) -> bool {
     if values.values.len() <= FEW_KEYS {
-        values.keys().any(|known| known == key)
+        values.keys().any(|known| known.as_bytes() == key)
     } else {
-        values.contains(key)
+        str::from_utf8(key).is_ok_and(|key| values.contains(key))
     }
-}
-
-/// The number of bytes before the first quote, backslash or control character below the space.
-#[inline]
-fn plain_length(text: &[u8]) -> usize {
-    /// A byte in each place of a word.
-    const EACH: u64 = 0x0101_0101_0101_0101;
-    /// The highest bit of each byte of a word that is below `limit`, which is at most 0x80: right up to the first.
-    fn below(word: u64, limit: u64) -> u64 {
-        word.wrapping_sub(EACH * limit) & !word & (EACH * 0x80)
-    }
-    let (words, rest) = text.as_chunks::<8>();
-    for (number, word) in words.iter().enumerate() {
-        let word = u64::from_le_bytes(*word);
-        let is = |byte: u8| below(word ^ (EACH * u64::from(byte)), 1);
-        let found = is(b'"') | is(b'\\') | below(word, 0x20);
-        if found != 0 {
-            return number * 8 + found.trailing_zeros() as usize / 8;
-        }
-    }
-    let in_rest = rest.iter().position(|byte| matches!(byte, b'"' | b'\\' | ..b' '));
-    text.len() - rest.len() + in_rest.unwrap_or(rest.len())
 }

@@ -38,10 +38,10 @@ impl Date {
         Self { at: Micros::from_time(at.to_utc()), text: SmallVec::from_slice(text.as_bytes()) }
     }
 
-    /// Keeps the text unchanged, if it is RFC 3339 with offset.
+    /// Keeps the text unchanged, if it is RFC 3339 with offset, as the platform reads it.
     fn from_text(text: &str) -> Option<Self> {
-        let at = DateTime::parse_from_rfc3339(text).ok()?;
-        Some(Self { at: Micros::from_time(at.to_utc()), text: SmallVec::from_slice(text.as_bytes()) })
+        let at = moment::read_timestamp(text)?;
+        Some(Self { at: Micros::from_time(at), text: SmallVec::from_slice(text.as_bytes()) })
     }
 }
 
@@ -183,8 +183,7 @@ impl Record {
     }
 
     fn date(&self, field: &str, text: &str) -> Result<Date> {
-        let date = if moment::is_timestamp(text) { Date::from_text(text) } else { None };
-        date.ok_or_else(|| {
+        Date::from_text(text).ok_or_else(|| {
             let found = cut::to_chars(text, 40);
             let reason = format!("{field} is {found:?}, expected RFC 3339 with offset: 2020-12-31T23:59:59Z");
             refused(self.id.as_deref().unwrap_or("(flat)"), reason)

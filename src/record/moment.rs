@@ -10,20 +10,31 @@ use std::fmt::Write as _;
 use chrono::format::{Parsed, StrftimeItems};
 use chrono::{
     DateTime, Datelike, FixedOffset, NaiveDate, NaiveDateTime, NaiveTime, Offset, SecondsFormat, TimeZone,
-    Timelike,
+    Timelike, Utc,
 };
 
 use super::path::quoted;
 
 /// Whether it is a day: `2020-12-31`.
-pub(super) fn is_date(text: &str) -> bool {
-    let mut rest = Cursor(text.as_bytes());
+pub(super) fn is_date(text: impl AsRef<[u8]>) -> bool {
+    let mut rest = Cursor(text.as_ref());
     rest.strict_date() && rest.0.is_empty()
 }
 
 /// Whether it is a moment by RFC 3339 with offset, as the platform reads it: `2020-12-31T23:59:59.5+01:00`.
-pub(super) fn is_timestamp(text: &str) -> bool {
-    let mut rest = Cursor(text.as_bytes());
+pub(super) fn is_timestamp(text: impl AsRef<[u8]>) -> bool {
+    let text = text.as_ref();
+    usual(text).is_some() || is_any_timestamp(text)
+}
+
+/// The moment, if [`is_timestamp`].
+pub(super) fn read_timestamp(text: &str) -> Option<DateTime<Utc>> {
+    let other = || DateTime::parse_from_rfc3339(text).ok().filter(|_| is_any_timestamp(text.as_bytes()));
+    usual(text.as_bytes()).or_else(|| Some(other()?.to_utc()))
+}
+
+fn is_any_timestamp(text: &[u8]) -> bool {
+    let mut rest = Cursor(text);
     rest.strict_date()
         && rest.skip(b"T")
         && rest.two(23).is_some()
@@ -35,6 +46,35 @@ pub(super) fn is_timestamp(text: &str) -> bool {
         && (rest.skip(b"Z")
             || (rest.skip(b"+-") && rest.two(23).is_some() && rest.skip(b":") && rest.two(59).is_some()))
         && rest.0.is_empty()
+}
+
+/// The moment, if it is written as most sources do: `2020-12-31T23:59:59Z` or `2020-12-31T23:59:59.123Z`. `None`: it is
+/// written in another form, or is no moment.
+fn usual(text: &[u8]) -> Option<DateTime<Utc>> {
+    let (first, rest) = text.split_first_chunk()?;
+    let (second, rest) = rest.split_first_chunk()?;
+    let third = match rest {
+        [colon, tens, ones, b'Z'] => [*colon, *tens, *ones, b'.', b'0', b'0', b'0', b'Z'],
+        rest => rest.try_into().ok()?,
+    };
+    let [y1, y2, y3, y4, _, m1, m2, _] = digits_of(*first, *b"0000-00-")?;
+    let [d1, d2, _, h1, h2, _, i1, i2] = digits_of(*second, *b"00T00:00")?;
+    let [_, s1, s2, _, f1, f2, f3, _] = digits_of(third, *b":00.000Z")?;
+    let number = |digits: &[u8]| digits.iter().fold(0, |number, digit| number * 10 + u32::from(*digit));
+    let year = i32::try_from(number(&[y1, y2, y3, y4])).ok()?;
+    let day = NaiveDate::from_ymd_opt(year, number(&[m1, m2]), number(&[d1, d2]))?;
+    let (hour, minute, second) = (number(&[h1, h2]), number(&[i1, i2]), number(&[s1, s2]));
+    Some(day.and_hms_milli_opt(hour, minute, second, number(&[f1, f2, f3]))?.and_utc())
+}
+
+/// The digits of eight bytes where `form` has zeros, if elsewhere they are as in `form`. All bytes are looked at at once.
+fn digits_of(text: [u8; 8], form: [u8; 8]) -> Option<[u8; 8]> {
+    const HIGHEST: u64 = 0x8080_8080_8080_8080;
+    // 0 to 9 for a digit, 0 for a byte that is as in the form; anything else, plus this, reaches the highest bit.
+    let digits = u64::from_le_bytes(text) ^ u64::from_le_bytes(form);
+    let beyond = form.map(|byte| if byte == b'0' { 0x7f - 9 } else { 0x7f });
+    let found = digits.wrapping_add(u64::from_le_bytes(beyond)) | digits;
+    (found & HIGHEST == 0).then_some(digits.to_le_bytes())
 }
 
 /// Why a string is not an RFC 3339 timestamp, for the message.
@@ -193,7 +233,7 @@ fn epoch(text: &str, per_second: i64, offset: Option<FixedOffset>) -> Result<Str
     let seconds = i64::try_from(nanos.div_euclid(1_000_000_000)).map_err(|_| beyond(text))?;
     let rest = u32::try_from(nanos.rem_euclid(1_000_000_000)).unwrap_or_default();
     let at = DateTime::from_timestamp(seconds, rest).ok_or_else(|| beyond(text))?;
-    let offset = offset.unwrap_or_else(|| chrono::Utc.fix());
+    let offset = offset.unwrap_or_else(|| Utc.fix());
     in_range(&at.with_timezone(&offset)).ok_or_else(|| beyond(text))
 }
 
@@ -467,6 +507,40 @@ mod tests {
         ] {
             assert!(!is_timestamp(wrong), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_moment_in_the_usual_form_is_the_one_that_chrono_reads() {
+        let mut rng = fastrand::Rng::with_seed(11);
+        let mut usual_ones = 0;
+        for _ in 0..200_000 {
+            let mut text = *b"2020-02-28T23:59:59.123Z";
+            // A few bytes are others: mostly digits, sometimes anything.
+            for _ in 0..rng.usize(..6) {
+                let any = if rng.u8(..8) == 0 { rng.u8(..0x80) } else { rng.u8(b'0'..=b'9') };
+                text[rng.usize(..24)] = any;
+            }
+            let mut text = String::from_utf8(text.to_vec()).unwrap();
+            if rng.bool() {
+                text.replace_range(19..23, "");
+            }
+            if rng.u8(..10) == 0 {
+                text.truncate(rng.usize(..text.len()));
+            }
+            if let Some(at) = usual(text.as_bytes()) {
+                usual_ones += 1;
+                assert_eq!(DateTime::parse_from_rfc3339(&text).unwrap(), at, "{text}");
+                assert!(is_any_timestamp(text.as_bytes()), "{text}");
+            } else {
+                // Then it is either no moment, or one of another form.
+                let form: String = text.chars().map(|c| if c.is_ascii_digit() { '0' } else { c }).collect();
+                let is_usual = ["0000-00-00T00:00:00Z", "0000-00-00T00:00:00.000Z"].contains(&form.as_str());
+                assert!(!is_usual || !is_any_timestamp(text.as_bytes()), "{text}");
+            }
+        }
+        assert!((50_000..190_000).contains(&usual_ones), "{usual_ones}");
+        assert_eq!(usual("2020-12-31T23:59:59\u{e9}123Z".as_bytes()), None);
+        assert_eq!(usual("2020-12-31T23:59:\u{e9}Z".as_bytes()), None);
     }
 
     /// chrono is the oracle: it reads a superset of our strict form.
