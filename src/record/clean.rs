@@ -72,6 +72,25 @@ enum Key<'f> {
     ItemUrl,
 }
 
+/// The fields that an object has, by their positions: a bit for each of the first 128.
+#[derive(Default)]
+struct Seen([u64; 2]);
+
+impl Seen {
+    /// `None` if it is in it, or beyond the bits.
+    #[inline]
+    fn add(&mut self, position: usize) -> Option<()> {
+        let bits = self.0.get_mut(position / 64)?;
+        let bit = 1 << (position % 64);
+        (std::mem::replace(bits, *bits | bit) & bit == 0).then_some(())
+    }
+
+    #[inline]
+    fn has(&self, position: usize) -> bool {
+        self.0.get(position / 64).is_some_and(|bits| bits >> (position % 64) & 1 == 1)
+    }
+}
+
 /// What is between the quotes of a string.
 struct Text<'t> {
     raw: &'t [u8],
@@ -145,7 +164,7 @@ impl<'t> Line<'_, 't> {
     /// An object with declared fields.
     fn object(&mut self, fields: &Fields, depth: usize) -> Option<()> {
         self.expect(b"{")?;
-        let mut seen: u128 = 0;
+        let mut seen = Seen::default();
         let mut has_url = false;
         let mut expected = 0;
         let mut is_first = true;
@@ -161,24 +180,14 @@ impl<'t> Line<'_, 't> {
                 self.string()?;
                 continue;
             };
-            let bit = 1_u128.checked_shl(u32::try_from(position).ok()?)?;
-            if seen & bit != 0 {
-                return None;
-            }
-            seen |= bit;
+            seen.add(position)?;
             expected = position + 1;
             if field.required || !self.skip(b"null") {
                 self.field(field, depth)?;
             }
         }
-        let mut bit: u128 = 1;
-        for field in &fields.list {
-            if field.required && seen & bit == 0 {
-                return None;
-            }
-            bit <<= 1;
-        }
-        Some(())
+        let mut required = fields.list.iter().enumerate().filter(|(_, field)| field.required);
+        required.all(|(position, _)| seen.has(position)).then_some(())
     }
 
     /// A key and the colon behind it. Mostly it is that of the field at `expected`.
