@@ -254,10 +254,14 @@ mod tests {
 
     #[test]
     fn a_small_page_takes_no_whole_piece() {
-        let records: Vec<_> = (0..3).map(|n| Record::new(format!("C-{n}"), &json!({})).unwrap()).collect();
-        let lines = of(&records);
-        let capacity: usize = lines.pieces.iter().map(|piece| piece.bytes.capacity()).sum();
-        assert!(capacity < 2 * lines.bytes(), "{capacity} for {}", lines.bytes());
+        for count in [1, 2, 3, 10, 100] {
+            let records: Vec<_> = (0..count)
+                .map(|n| Record::new(format!("C-{n}"), &json!({ "text": "a comment".repeat(10) })).unwrap())
+                .collect();
+            let lines = of(&records);
+            let capacity: usize = lines.pieces.iter().map(|piece| piece.bytes.capacity()).sum();
+            assert!(capacity < 3 * lines.bytes(), "{capacity} for {}", lines.bytes());
+        }
     }
 
     #[test]

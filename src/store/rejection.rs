@@ -115,6 +115,26 @@ mod tests {
     }
 
     #[test]
+    fn what_was_changed_in_a_record_counts_only_while_the_page_has_it() {
+        for (rejected, counted) in [(vec![], 3), (vec![1], 3), (vec![2], 2), (vec![0, 3], 3), (vec![2, 4], 0)]
+        {
+            let mut page = Page::<u8>::last();
+            for (number, text) in ["a", "b", r"\ud83d", "c", r"\ud83d\ud83d"].into_iter().enumerate() {
+                let record =
+                    Record::from_raw(format!("I-{number}"), &format!(r#"{{"text":"{text}"}}"#)).unwrap();
+                page.push("issues", record);
+            }
+            let expected = 5 - rejected.len();
+            let at = rejected.iter().map(|place| (*place, Rejection::new(&format!("I-{place}"), "bad")));
+            page.reject_at(0, at.collect());
+            assert_eq!(page.items(), expected);
+            let findings = page.into_parts().unwrap().findings;
+            let kinds = findings.iter().flat_map(|(_, tally)| tally.kinds());
+            assert_eq!(kinds.map(|(_, _, _, times, _)| times).sum::<u64>(), counted, "without {rejected:?}");
+        }
+    }
+
+    #[test]
     fn of_a_rejected_record_the_text_is_kept_whole_up_to_a_limit_and_its_length_always() {
         let of = |bytes: usize| {
             let record =

@@ -1113,6 +1113,37 @@ proptest! {
     }
 }
 
+/// The fields that a compact line has are counted in words of 64 bits, and only those of two words.
+#[test]
+fn a_compact_line_of_many_fields_has_the_findings_of_one_with_a_space() {
+    let key = |n: usize| format!("field{n}");
+    for count in [63, 64, 65, 127, 128, 129, 140] {
+        let fields =
+            (0..count).map(|n| (key(n), if n % 9 == 0 { Field::int().required() } else { Field::int() }));
+        let metadata = Metadata::new()
+            .record_type("wide", fields.fold(RecordType::new(), |wide, (key, field)| wide.field(key, field)));
+        let checker = Checker::new(&metadata, "wide").unwrap();
+        let found_of = |members: &[usize]| {
+            let members: Vec<_> = members.iter().map(|n| format!("\"{}\":{n}", key(*n))).collect();
+            let line = format!("{{\"id\":\"7\",\"data\":{{{}}}}}", members.join(","));
+            let found = checker.check_line(&line);
+            assert_eq!(found, checker.check_line(&line.replacen('{', "{ ", 1)), "{line}");
+            found.iter().map(|finding| (finding.rule, finding.path.to_string())).collect::<Vec<_>>()
+        };
+        let all: Vec<usize> = (0..count).collect();
+        let backwards: Vec<usize> = (0..count).rev().collect();
+        assert_eq!((found_of(&all), found_of(&backwards)), (vec![], vec![]));
+        for twice in 0..count {
+            let members = [all.as_slice(), &[twice]].concat();
+            let at = format!("data.{}", key(twice));
+            assert_eq!(found_of(&members), [(Rule::DuplicateKey, at)], "{twice} of {count}");
+            let members: Vec<_> = all.iter().copied().filter(|n| *n != twice).collect();
+            let is_required = twice % 9 == 0;
+            assert_eq!(found_of(&members).len(), usize::from(is_required), "{twice} of {count}");
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig {
         cases: ProptestConfig::default().cases.max(8_000),
