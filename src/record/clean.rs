@@ -101,9 +101,12 @@ struct Text<'t> {
 impl<'t> Line<'_, 't> {
     #[inline]
     fn skip<const N: usize>(&mut self, expected: &[u8; N]) -> bool {
-        let rest = self.rest.strip_prefix(expected);
-        self.rest = rest.unwrap_or(self.rest);
-        rest.is_some()
+        let Some((first, rest)) = self.rest.split_first_chunk() else { return false };
+        let is_there = first == expected;
+        if is_there {
+            self.rest = rest;
+        }
+        is_there
     }
 
     #[inline]
@@ -193,7 +196,8 @@ impl<'t> Line<'_, 't> {
     /// A key and the colon behind it. Mostly it is that of the field at `expected`.
     fn key<'f>(&mut self, fields: &'f Fields, expected: usize) -> Option<Key<'f>> {
         if let (Some(written), Some(field)) = (fields.written(expected), fields.list.get(expected))
-            && let Some(rest) = self.rest.strip_prefix(written.as_bytes())
+            && let Some((first, rest)) = self.rest.split_at_checked(written.len())
+            && first == written.as_bytes()
         {
             self.rest = rest;
             return Some(Key::Field(expected, field));

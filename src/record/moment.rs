@@ -68,13 +68,17 @@ fn usual(text: &[u8]) -> Option<DateTime<Utc>> {
 }
 
 /// The digits of eight bytes where `form` has zeros, if elsewhere they are as in `form`. All bytes are looked at at once.
+#[inline]
 fn digits_of(text: [u8; 8], form: [u8; 8]) -> Option<[u8; 8]> {
-    const HIGHEST: u64 = 0x8080_8080_8080_8080;
+    /// A byte in each place of a word.
+    const EACH: u64 = 0x0101_0101_0101_0101;
+    let form = u64::from_le_bytes(form);
+    // 1 for each byte of the form that is no zero: all are ASCII, so no byte carries into the next.
+    let marks = (((form ^ (EACH * 0x30)) + EACH * 0x7f) & (EACH * 0x80)) >> 7;
     // 0 to 9 for a digit, 0 for a byte that is as in the form; anything else, plus this, reaches the highest bit.
-    let digits = u64::from_le_bytes(text) ^ u64::from_le_bytes(form);
-    let beyond = form.map(|byte| if byte == b'0' { 0x7f - 9 } else { 0x7f });
-    let found = digits.wrapping_add(u64::from_le_bytes(beyond)) | digits;
-    (found & HIGHEST == 0).then_some(digits.to_le_bytes())
+    let digits = u64::from_le_bytes(text) ^ form;
+    let found = digits.wrapping_add(EACH * (0x7f - 9) + marks * 9) | digits;
+    (found & (EACH * 0x80) == 0).then_some(digits.to_le_bytes())
 }
 
 /// Why a string is not an RFC 3339 timestamp, for the message.
