@@ -82,7 +82,7 @@ impl Lines {
                 write(bytes);
             }
             before => {
-                // The first piece grows as it is needed: most of many small pages have only that.
+                // The first piece grows as needed: a small page has no other.
                 let capacity = if before.is_some() { PIECE_BYTES } else { 0 };
                 let mut bytes = Vec::with_capacity(capacity.max(line_bytes));
                 write(&mut bytes);
