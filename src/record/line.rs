@@ -1,8 +1,8 @@
 //! A record: one JSON object that becomes one line of an artifact.
 //!
-//! A record makes two allocations: its id, unless the caller gives a `String`, and its object. Typed data is
-//! serialised into a thread-local buffer. It is not scanned again, because a serialiser writes only valid characters
-//! and finite numbers. Text that is passed through, as JSON text or inside typed data ([`RawValue`]), is scanned.
+//! A record makes one allocation: its id, unless the caller gives a `String`. Typed data is serialised into a thread-local
+//! buffer, and copied to that of a record which was dropped before, if there is one of its size. It is not scanned again,
+//! because a serialiser writes only valid characters and finite numbers. Text that is passed through, as JSON text or inside typed data ([`RawValue`]), is scanned.
 
 use std::borrow::Cow;
 use std::cell::Cell;
@@ -45,9 +45,39 @@ impl Date {
     }
 }
 
-/// A JSON object on one line, in UTF-8.
-#[derive(Clone, PartialEq, Eq)]
-struct Object(Box<[u8]>);
+/// A JSON object on one line, in UTF-8. A record is mostly dropped, as it goes into a page, before the next is made: that one
+/// takes over its buffer.
+#[derive(PartialEq, Eq)]
+struct Object(Vec<u8>);
+
+impl Object {
+    fn new(text: &[u8]) -> Self {
+        let mut object = SPARE.take();
+        // One that is much larger would be kept for as long as the record is.
+        if object.capacity() < text.len() || object.capacity() / 2 > text.len() {
+            object = Vec::with_capacity(text.len());
+        }
+        object.clear();
+        object.extend_from_slice(text);
+        Self(object)
+    }
+}
+
+impl Clone for Object {
+    fn clone(&self) -> Self {
+        Self::new(&self.0)
+    }
+}
+
+impl Drop for Object {
+    fn drop(&mut self) {
+        let object = std::mem::take(&mut self.0);
+        if object.capacity() <= BUFFER_BYTES_MAX {
+            // It fails if the thread is about to end.
+            let _ = SPARE.try_with(|spare| spare.set(object));
+        }
+    }
+}
 
 impl fmt::Debug for Object {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -325,18 +355,20 @@ impl Record {
                 format!("it is {} bytes, over the limit of {BATCH_BYTES_MAX}", object.len()),
             ));
         }
-        let mut object: Box<[u8]> = object.into();
-        let changes = if may_be_flawed { strict(id.as_deref(), &mut object)? } else { Vec::new() };
-        Ok(Self { id, created: None, modified: None, operation: None, object: Object(object), changes })
+        let mut object = Object::new(object);
+        let changes = if may_be_flawed { strict(id.as_deref(), &mut object.0)? } else { Vec::new() };
+        Ok(Self { id, created: None, modified: None, operation: None, object, changes })
     }
 }
 
 thread_local! {
     /// What records are serialised into, before their size is known.
     static BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+    /// The buffer of the record that was dropped last.
+    static SPARE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
-/// Bytes of such a buffer that a thread keeps.
+/// Bytes of such a buffer that a thread keeps, at most.
 const BUFFER_BYTES_MAX: usize = 1024 * 1024;
 
 /// What was serialised.

@@ -117,6 +117,10 @@ struct Invoke {
     /// How hard artifacts are compressed, 1 (fast) to 9 (small)
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=9))]
     level: u8,
+    /// Compress with libdeflate instead of zlib-rs; its level 1 makes fewer bytes than level 2 of zlib-rs
+    #[cfg(feature = "libdeflate")]
+    #[arg(long)]
+    libdeflate: bool,
 }
 
 impl Invoke {
@@ -141,13 +145,20 @@ impl Invoke {
         Synthetic { items: self.items, page_size: self.page_size, page_delay, tracker, files }
     }
 
+    /// How batches are compressed.
+    fn compression(&self) -> highwater::Result<Level> {
+        #[cfg(feature = "libdeflate")]
+        if self.libdeflate {
+            return Level::libdeflate(self.level.into());
+        }
+        Level::new(self.level.into())
+    }
+
     /// The store, and its folder if that is removed with the invocation.
     fn open_store(&self) -> Result<(Store, Option<TempDir>), Failure> {
         let patience = self.budget.map_or(PATIENCE, |budget| budget.min(PATIENCE));
-        let options = Store::options()
-            .batch_items(self.batch_items)
-            .level(Level::new(self.level.into())?)
-            .wait(patience);
+        let options =
+            Store::options().batch_items(self.batch_items).level(self.compression()?).wait(patience);
         let Some(dir) = &self.store else {
             let dir =
                 tempfile::tempdir().map_err(|error| format!("cannot make a temporary folder: {error}"))?;
