@@ -12,8 +12,6 @@ use std::num::NonZeroUsize;
 use flate2::Compression;
 use flate2::bufread::GzDecoder;
 use flate2::write::DeflateEncoder;
-#[cfg(feature = "libdeflate")]
-use libdeflater::CompressionLvl;
 
 use crate::error::{Error, Result};
 
@@ -72,7 +70,8 @@ impl Level {
 
     /// A level of [libdeflate](https://github.com/ebiggers/libdeflate), from 1 (fastest) to 12 (smallest). Its level 1
     /// produces fewer bytes than the default, which is level 2 of zlib-rs, in less time. It compresses a batch in one
-    /// piece, so each core that compresses takes about twice the bytes of a batch's lines as memory.
+    /// piece: for each core, the process keeps memory for the lines of a batch, if they have at most 4 MiB, and for what they
+    /// are compressed to.
     ///
     /// ```
     /// use highwater::{Level, Store};
@@ -114,16 +113,7 @@ impl Level {
                 encoder.finish()
             }
             #[cfg(feature = "libdeflate")]
-            Compressor::Libdeflate => {
-                let level = i32::try_from(self.level).ok().and_then(|level| CompressionLvl::new(level).ok());
-                let level = level.ok_or_else(|| io::Error::other("libdeflate does not have this level"))?;
-                let mut compressor = libdeflater::Compressor::new(level);
-                let (lines, mut member) = (lines.concat(), member);
-                let mut deflated = vec![0; compressor.deflate_compress_bound(lines.len())];
-                let bytes = compressor.deflate_compress(&lines, &mut deflated).map_err(io::Error::other)?;
-                member.write_all(deflated.get(..bytes).unwrap_or_default())?;
-                Ok(member)
-            }
+            Compressor::Libdeflate => whole::deflate(self.level, lines, member),
         }
     }
 }
@@ -200,7 +190,9 @@ pub(crate) fn compress(lines: &[&[u8]], level: Level) -> Result<Pieces> {
         member.write_all(&[GZIP_MAGIC[0], GZIP_MAGIC[1], 8, 0, 0, 0, 0, 0, level.thoroughness(), 255])?;
         let mut member = level.deflate(lines, member)?;
         let mut crc = crc32fast::Hasher::new();
-        lines.iter().for_each(|piece| crc.update(piece));
+        for piece in lines {
+            crc.update(piece);
+        }
         member.write_all(&crc.finalize().to_le_bytes())?;
         // The length is kept modulo 2^32.
         #[expect(clippy::cast_possible_truncation, reason = "as RFC 1952 has it")]
@@ -208,6 +200,75 @@ pub(crate) fn compress(lines: &[&[u8]], level: Level) -> Result<Pieces> {
         Ok(member)
     };
     deflate().map_err(|error| Error::io("compress a batch", error))
+}
+
+/// What libdeflate does: it takes the lines of a batch in one piece.
+#[cfg(feature = "libdeflate")]
+mod whole {
+    use std::io::{self, Write};
+    use std::sync::{Mutex, PoisonError};
+
+    use libdeflater::{CompressionError, CompressionLvl, Compressor};
+
+    use super::Pieces;
+
+    /// What compressing a batch needs, kept for the next one: to get so much memory from the system again, for each batch,
+    /// takes a tenth of the time.
+    struct Room {
+        level: u32,
+        compressor: Compressor,
+        lines: Vec<u8>,
+        deflated: Vec<u8>,
+    }
+
+    /// As many as there were threads that compressed at the same time.
+    static ROOMS: Mutex<Vec<Room>> = Mutex::new(Vec::new());
+
+    /// Bytes of lines up to which a room is kept.
+    const KEPT_BYTES: usize = 4 * 1024 * 1024;
+
+    /// Appends the lines to the member, deflated.
+    pub(super) fn deflate(level: u32, lines: &[&[u8]], mut member: Pieces) -> io::Result<Pieces> {
+        let kept = ROOMS.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let mut room = match kept.filter(|room| room.level == level) {
+            Some(room) => room,
+            None => Room::new(level)?,
+        };
+        member.write_all(room.deflate(lines)?)?;
+        if room.lines.capacity() <= KEPT_BYTES {
+            ROOMS.lock().unwrap_or_else(PoisonError::into_inner).push(room);
+        }
+        Ok(member)
+    }
+
+    impl Room {
+        fn new(level: u32) -> io::Result<Self> {
+            let known = i32::try_from(level).ok().and_then(|level| CompressionLvl::new(level).ok());
+            let known = known.ok_or_else(|| io::Error::other(format!("libdeflate has no level {level}")))?;
+            let compressor = Compressor::new(known);
+            Ok(Self { level, compressor, lines: Vec::new(), deflated: Vec::new() })
+        }
+
+        fn deflate(&mut self, lines: &[&[u8]]) -> io::Result<&[u8]> {
+            let Self { compressor, lines: whole, deflated, .. } = self;
+            whole.clear();
+            for piece in lines {
+                whole.extend_from_slice(piece);
+            }
+            // Lines shrink to less than a third, mostly.
+            let guess = whole.len() / 3 + 64;
+            if deflated.len() < guess {
+                deflated.resize(guess, 0);
+            }
+            let mut result = compressor.deflate_compress(whole, deflated);
+            if result == Err(CompressionError::InsufficientSpace) {
+                deflated.resize(compressor.deflate_compress_bound(whole.len()), 0);
+                result = compressor.deflate_compress(whole, deflated);
+            }
+            let bytes = result.map_err(io::Error::other)?;
+            Ok(deflated.get(..bytes).unwrap_or_default())
+        }
+    }
 }
 
 /// Compresses each batch's pieces of JSON Lines into a gzip member of its own, on all cores.
@@ -350,6 +411,21 @@ mod tests {
         assert!(sizes[0] > sizes[1] && sizes[1] > sizes[2] && sizes[2] > sizes[6], "{sizes:?}");
         let libdeflate = &sizes[10..];
         assert!(libdeflate[0] > libdeflate[5] && libdeflate[5] > libdeflate[11], "{sizes:?}");
+    }
+
+    #[test]
+    fn what_does_not_shrink_and_what_is_larger_than_before_are_read_back_too() {
+        let mut chance = fastrand::Rng::with_seed(7);
+        let levels = [Level::default(), Level::libdeflate(1).unwrap(), Level::libdeflate(12).unwrap()];
+        for length in [1, 70_000, 300, 5_000_000, 20_000] {
+            let bytes: Vec<u8> = std::iter::repeat_with(|| chance.u8(..)).take(length).collect();
+            for level in levels {
+                let member = compress(&[&bytes[..length / 2], &bytes[length / 2..]], level).unwrap().concat();
+                let mut found = Vec::new();
+                decompress(&member, length as u64, &mut found).unwrap();
+                assert!(found == bytes, "{length} bytes, {level:?}");
+            }
+        }
     }
 
     #[test]
