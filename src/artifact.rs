@@ -38,7 +38,7 @@ pub(crate) fn reader<'r>(mut input: impl Read + 'r) -> io::Result<Box<dyn BufRea
     Ok(Box::new(input))
 }
 
-/// A compression level: 0 (none) to 9 (smallest); 2 by default.
+/// How batches are compressed: by which compressor, and how thoroughly. Level 2 of zlib-rs by default.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Level {
     compressor: Compressor,
@@ -54,7 +54,7 @@ enum Compressor {
 }
 
 impl Level {
-    /// A level from 0 (stored) to 9 (smallest).
+    /// A level of zlib-rs, from 0 (stored) to 9 (smallest).
     ///
     /// # Errors
     /// `Invalid` above 9.
@@ -69,9 +69,9 @@ impl Level {
     }
 
     /// A level of [libdeflate](https://github.com/ebiggers/libdeflate), from 1 (fastest) to 12 (smallest). Its level 1
-    /// produces fewer bytes than the default, which is level 2 of zlib-rs, in less time. It compresses a batch in one
-    /// piece: for each core, the process keeps memory for the lines of a batch, if they have at most 4 MiB, and for what they
-    /// are compressed to.
+    /// produces fewer bytes than the default, in less CPU time. It compresses a batch in one piece: for each thread that
+    /// compresses at the same time, the process keeps memory for the lines and for the result, if neither is over 4 MiB, and 0.2
+    /// to 0.7 MiB more; 9 MiB more at levels 10 to 12.
     ///
     /// ```
     /// use highwater::{Level, Store};
@@ -113,13 +113,13 @@ impl Level {
                 encoder.finish()
             }
             #[cfg(feature = "libdeflate")]
-            Compressor::Libdeflate => whole::deflate(self.level, lines, member),
+            Compressor::Libdeflate => libdeflate::deflate(self.level, lines, member),
         }
     }
 }
 
 impl Default for Level {
-    /// Level 2: on JSON it is two to four times as fast as level 6, and produces at most a fifth more bytes. Level 1
+    /// Level 2: on JSON it is two to four times as fast as level 6, and produces about a fifth more bytes. Level 1
     /// is even faster, but produces a third more bytes than level 2. `docs/benchmarks.md` has the table.
     fn default() -> Self {
         Self { compressor: Compressor::ZlibRs, level: 2 }
@@ -204,7 +204,7 @@ pub(crate) fn compress(lines: &[&[u8]], level: Level) -> Result<Pieces> {
 
 /// What libdeflate does: it takes the lines of a batch in one piece.
 #[cfg(feature = "libdeflate")]
-mod whole {
+mod libdeflate {
     use std::io::{self, Write};
     use std::sync::{Mutex, PoisonError};
 
@@ -212,36 +212,41 @@ mod whole {
 
     use super::Pieces;
 
-    /// What compressing a batch needs, kept for the next one: to get so much memory from the system again, for each batch,
-    /// takes a tenth of the time.
-    struct Room {
+    /// What a thread needs to compress a batch, kept for the next one: it takes a tenth of the time to get so much memory from
+    /// the system.
+    struct Workspace {
         level: u32,
         compressor: Compressor,
         lines: Vec<u8>,
         deflated: Vec<u8>,
     }
 
-    /// As many as there were threads that compressed at the same time.
-    static ROOMS: Mutex<Vec<Room>> = Mutex::new(Vec::new());
+    /// Those that no thread works with. There are as many of a level as there were threads that compressed at the same time.
+    static IDLE: Mutex<Vec<Workspace>> = Mutex::new(Vec::new());
 
-    /// Bytes of lines up to which a room is kept.
+    /// Bytes of lines up to which a workspace is kept.
     const KEPT_BYTES: usize = 4 * 1024 * 1024;
 
     /// Appends the lines to the member, deflated.
     pub(super) fn deflate(level: u32, lines: &[&[u8]], mut member: Pieces) -> io::Result<Pieces> {
-        let kept = ROOMS.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let mut room = match kept.filter(|room| room.level == level) {
-            Some(room) => room,
-            None => Room::new(level)?,
+        let idle = || IDLE.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = {
+            let mut idle = idle();
+            let of_level = idle.iter().position(|workspace| workspace.level == level);
+            of_level.map(|at| idle.swap_remove(at))
         };
-        member.write_all(room.deflate(lines)?)?;
-        if room.lines.capacity() <= KEPT_BYTES {
-            ROOMS.lock().unwrap_or_else(PoisonError::into_inner).push(room);
+        let mut workspace = match kept {
+            Some(workspace) => workspace,
+            None => Workspace::new(level)?,
+        };
+        member.write_all(workspace.deflate(lines)?)?;
+        if workspace.lines.capacity().max(workspace.deflated.capacity()) <= KEPT_BYTES {
+            idle().push(workspace);
         }
         Ok(member)
     }
 
-    impl Room {
+    impl Workspace {
         fn new(level: u32) -> io::Result<Self> {
             let known = i32::try_from(level).ok().and_then(|level| CompressionLvl::new(level).ok());
             let known = known.ok_or_else(|| io::Error::other(format!("libdeflate has no level {level}")))?;
@@ -249,21 +254,23 @@ mod whole {
             Ok(Self { level, compressor, lines: Vec::new(), deflated: Vec::new() })
         }
 
-        fn deflate(&mut self, lines: &[&[u8]]) -> io::Result<&[u8]> {
-            let Self { compressor, lines: whole, deflated, .. } = self;
-            whole.clear();
-            for piece in lines {
-                whole.extend_from_slice(piece);
+        fn deflate(&mut self, pieces: &[&[u8]]) -> io::Result<&[u8]> {
+            let Self { compressor, lines, deflated, .. } = self;
+            lines.clear();
+            lines.reserve_exact(pieces.iter().map(|piece| piece.len()).sum());
+            for piece in pieces {
+                lines.extend_from_slice(piece);
             }
+            let resize = |deflated: &mut Vec<u8>, bytes: usize| {
+                deflated.reserve_exact(bytes.saturating_sub(deflated.len()));
+                deflated.resize(bytes.max(deflated.len()), 0);
+            };
             // Lines shrink to less than a third, mostly.
-            let guess = whole.len() / 3 + 64;
-            if deflated.len() < guess {
-                deflated.resize(guess, 0);
-            }
-            let mut result = compressor.deflate_compress(whole, deflated);
+            resize(deflated, lines.len() / 3 + 64);
+            let mut result = compressor.deflate_compress(lines, deflated);
             if result == Err(CompressionError::InsufficientSpace) {
-                deflated.resize(compressor.deflate_compress_bound(whole.len()), 0);
-                result = compressor.deflate_compress(whole, deflated);
+                resize(deflated, compressor.deflate_compress_bound(lines.len()));
+                result = compressor.deflate_compress(lines, deflated);
             }
             let bytes = result.map_err(io::Error::other)?;
             Ok(deflated.get(..bytes).unwrap_or_default())

@@ -1,8 +1,8 @@
 //! A record: one JSON object that becomes one line of an artifact.
 //!
-//! A record makes one allocation: its id, unless the caller gives a `String`. Typed data is serialised into a thread-local
-//! buffer, and copied to that of a record which was dropped before, if there is one of its size. It is not scanned again,
-//! because a serialiser writes only valid characters and finite numbers. Text that is passed through, as JSON text or inside typed data ([`RawValue`]), is scanned.
+//! A record makes at most two allocations: its id, unless the caller gives a `String`, and its object, unless the record that
+//! this thread dropped last left a buffer of about its size. Typed data is serialised into a thread-local buffer. It is not
+//! scanned again, because a serialiser writes only valid characters and finite numbers. Text that is passed through, as JSON text or inside typed data ([`RawValue`]), is scanned.
 
 use std::borrow::Cow;
 use std::cell::Cell;
@@ -52,7 +52,8 @@ struct Object(Vec<u8>);
 
 impl Object {
     fn new(text: &[u8]) -> Self {
-        let mut object = SPARE.take();
+        // It fails if the thread is about to end.
+        let mut object = SPARE.try_with(Cell::take).unwrap_or_default();
         // One that is much larger would be kept for as long as the record is.
         if object.capacity() < text.len() || object.capacity() / 2 > text.len() {
             object = Vec::with_capacity(text.len());
@@ -73,7 +74,6 @@ impl Drop for Object {
     fn drop(&mut self) {
         let object = std::mem::take(&mut self.0);
         if object.capacity() <= BUFFER_BYTES_MAX {
-            // It fails if the thread is about to end.
             let _ = SPARE.try_with(|spare| spare.set(object));
         }
     }

@@ -963,7 +963,7 @@ fn the_reference_notices_that_opening_syncs_nothing() {
 fn the_reference_notices_a_cursor_committed_without_its_rows() {
     let (seen, result) = play(100, Some(Safeguard::RowsWithCursor));
     let error = result.expect_err(&format!("nobody noticed: {seen:?}"));
-    // A batch without a row; or, seen as soon, a run that finished without it.
+    // Either may be seen first: records that are in no batch, or a run that finished without them.
     assert!(error.contains("are in no batch") || error.contains("finished with"), "{error}");
 }
 

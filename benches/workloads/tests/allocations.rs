@@ -1,4 +1,4 @@
-//! A typed record costs no allocation beyond its author's own, from the page to the platform.
+//! A typed record of the size of the one before it costs no allocation beyond its author's own, from the page to the platform.
 //!
 //! Every allocation of this process is counted, so this is the only test in its file.
 

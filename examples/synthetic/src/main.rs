@@ -117,7 +117,7 @@ struct Invoke {
     /// How hard artifacts are compressed, 1 (fast) to 9 (small)
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=9))]
     level: u8,
-    /// Compress with libdeflate instead of zlib-rs; its level 1 makes fewer bytes than level 2 of zlib-rs
+    /// Compress with libdeflate in place of zlib-rs: at level 1 into fewer bytes than level 2 of zlib-rs
     #[cfg(feature = "libdeflate")]
     #[arg(long)]
     libdeflate: bool,
