@@ -9,13 +9,13 @@
 //! - No more is confirmed than one message can carry.
 //! - Where checkpoints are kept, one is due after 30 seconds, 20 batches or 200 attachments. A save first closes open
 //!   batches, and waits for all batches to be uploaded.
-//! - One transaction stores everything about attachments that ended since the last commit, together with the lines
-//!   that name them.
+//! - One transaction stores everything about batches that ended since the last commit. Another does so for attachments,
+//!   together with the lines that name them.
 //!
 //! This module does not decide what a failure of the source means: such an upload is returned to the caller by
 //! [`Delivery::take_attempted`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use tracing::{debug, info, warn};
@@ -24,7 +24,7 @@ use crate::clock::Clock;
 use crate::error::{Error, Result, chain};
 use crate::model::ArtifactId;
 use crate::record::Attachment;
-use crate::store::{Pending, Run, Settling, UnsettledBatch};
+use crate::store::{BatchSettling, Pending, Run, Settling, UnsettledBatch};
 use crate::transfer::{Event, Rules, State, ToDo, Why};
 
 use super::attempt::{Attempt, AttemptResult, Call};
@@ -647,32 +647,34 @@ impl<'a> Delivery<'a> {
     pub(crate) fn commit(&mut self) -> Result<()> {
         while !self.unstored.is_empty() {
             let changes = std::mem::take(&mut self.unstored);
+            let (mut batches, mut attachments) = (Vec::new(), Vec::new());
             let mut stored = Vec::new();
-            let mut group = Vec::new();
             for (no, change) in changes {
-                let mut event = match change {
+                let event = match change {
                     Change::Id => Some(Event::IdStored),
                     Change::Confirmed => Some(Event::ConfirmStored),
                     Change::GivingUp => Some(Event::GivingUpStored),
                     Change::Retry { .. } | Change::Failed(_) => None,
                 };
-                match no {
-                    UploadNo::Batch(seq) => {
-                        if !self.store_batch(seq, &change)? {
-                            event = Some(Event::IdUsed);
-                        }
-                    }
-                    UploadNo::Attachment(number) => group.extend(self.settling(number, change)?),
-                }
                 stored.extend(event.map(|event| (no, event)));
+                match no {
+                    UploadNo::Batch(seq) => batches.extend(self.settling_of_batch(seq, &change)?),
+                    UploadNo::Attachment(number) => attachments.extend(self.settling(number, change)?),
+                }
             }
-            if !group.is_empty() {
-                let (closed, used) = self.run.settle_attachments(group, LINES, self.position)?;
+            let mut used = BTreeSet::new();
+            if !batches.is_empty() {
+                used.extend(self.run.settle_batches(&batches)?.into_iter().map(UploadNo::Batch));
+            }
+            if !attachments.is_empty() {
+                let (closed, of_attachments) =
+                    self.run.settle_attachments(attachments, LINES, self.position)?;
                 self.add(closed);
-                for (no, event) in &mut stored {
-                    if used.iter().any(|&number| *no == UploadNo::Attachment(number)) {
-                        *event = Event::IdUsed;
-                    }
+                used.extend(of_attachments.into_iter().map(UploadNo::Attachment));
+            }
+            for (no, event) in &mut stored {
+                if used.contains(no) {
+                    *event = Event::IdUsed;
                 }
             }
             for (no, event) in stored {
@@ -682,22 +684,22 @@ impl<'a> Delivery<'a> {
         Ok(())
     }
 
-    /// Stores the change of a batch; false if it is an id that the run has used before.
-    fn store_batch(&mut self, seq: u64, change: &Change) -> Result<bool> {
-        let Some(upload) = self.uploads.get_mut(&UploadNo::Batch(seq)) else { return Ok(true) };
-        let (What::Batch(info), Some(artifact)) = (&upload.what, &upload.artifact) else { return Ok(true) };
-        match change {
-            Change::Id => return self.run.uploaded(seq, artifact),
-            Change::GivingUp => self.run.give_up_id(seq)?,
+    /// The form in which the store gets a change of a batch.
+    fn settling_of_batch(&mut self, seq: u64, change: &Change) -> Result<Option<(u64, BatchSettling)>> {
+        let Some(upload) = self.uploads.get(&UploadNo::Batch(seq)) else { return Ok(None) };
+        let (What::Batch(info), Some(artifact)) = (&upload.what, &upload.artifact) else { return Ok(None) };
+        let settling = match change {
+            Change::Id => BatchSettling::Uploaded(artifact.clone()),
+            Change::GivingUp => BatchSettling::GivingUp,
             Change::Confirmed | Change::Retry { .. } | Change::Failed(_) => {
-                self.run.confirm(seq)?;
                 if upload.place.is_none() {
                     // It is announced unconfirmed.
                     self.message.add(entry(info, artifact.as_str()).bytes()?);
                 }
+                BatchSettling::Confirmed
             }
-        }
-        Ok(true)
+        };
+        Ok(Some((seq, settling)))
     }
 
     /// The form in which the store gets a change of an attachment.

@@ -566,7 +566,7 @@ pub(crate) fn message_key_text(name: &str, body: &str) -> String {
 #[cfg(test)]
 pub(super) mod tests {
     use super::super::lifecycle::Deletion;
-    use super::super::{Page, Store, open};
+    use super::super::{BatchSettling, Page, Store, open};
     use super::*;
     use crate::record::Record;
 
@@ -582,7 +582,7 @@ pub(super) mod tests {
         for batch in run.batches("issues", page) {
             batch.unwrap().uploaded("artifact-1").unwrap();
         }
-        run.confirm(1).unwrap();
+        run.settle_batches(&[(1, BatchSettling::Confirmed)]).unwrap();
         let sealing = Sealing {
             phase,
             kind: MessageKind::Progress,

@@ -93,10 +93,50 @@ impl Run {
     /// # Durability
     /// When this returns `Ok`, the id survives power loss, so it may be confirmed.
     pub(crate) fn uploaded(&self, seq: u64, artifact: &ArtifactId) -> Result<bool> {
+        Ok(self.settle_batches(&[(seq, BatchSettling::Uploaded(artifact.clone()))])?.is_empty())
+    }
+
+    /// Stores what happened to batches, in one transaction. Returns those whose id the run has used before: nothing of them is
+    /// stored.
+    ///
+    /// # Durability
+    /// When this returns `Ok`, all of it survives power loss.
+    pub(crate) fn settle_batches(&self, group: &[(u64, BatchSettling)]) -> Result<Vec<u64>> {
         self.change(|change, row| {
-            let mut batch = need_batch(self, change, seq)?;
-            let state = batch.transfer_state(self.epoch);
-            if !matches!(state, State::Staged(_)) {
+            let mut used = Vec::new();
+            for (seq, settling) in group {
+                if !settle(self, change, row, *seq, settling)? {
+                    used.push(*seq);
+                }
+            }
+            Ok(used)
+        })
+    }
+}
+
+/// What happened to a batch.
+#[derive(Debug)]
+pub(crate) enum BatchSettling {
+    /// The platform has its bytes, under this id.
+    Uploaded(ArtifactId),
+    /// The platform confirmed the upload; the bytes are dropped.
+    Confirmed,
+    /// The confirmation was refused for good: the batch must be uploaded again, under another id.
+    GivingUp,
+}
+
+/// Returns false if the run has used the id before.
+fn settle(
+    run: &Run,
+    change: &Change<'_>,
+    row: &mut RunRow,
+    seq: u64,
+    settling: &BatchSettling,
+) -> Result<bool> {
+    let mut batch = need_batch(run, change, seq)?;
+    let events = match settling {
+        BatchSettling::Uploaded(artifact) => {
+            if !matches!(batch.transfer_state(run.epoch), State::Staged(_)) {
                 return match batch.artifact {
                     Some(held) if held == artifact.as_str() => Ok(true),
                     held => Err(Error::Invalid {
@@ -105,33 +145,19 @@ impl Run {
                     }),
                 };
             }
-            let now = Micros::from_time(self.inner.clock.now());
-            if !used_ids::take(change, &self.run_key(), artifact, now)? {
+            let now = Micros::from_time(run.inner.clock.now());
+            if !used_ids::take(change, &run.run_key(), artifact, now)? {
                 return Ok(false);
             }
             batch.artifact = Some(artifact.to_string());
-            batch.uploaded_in = self.epoch;
-            move_batch(self, change, row, seq, batch, &[Event::Uploaded, Event::IdStored], 0)?;
-            Ok(true)
-        })
-    }
-
-    /// Records that the platform confirmed an upload; its bytes are dropped.
-    pub(crate) fn confirm(&self, seq: u64) -> Result<()> {
-        self.change(|change, row| {
-            let batch = need_batch(self, change, seq)?;
-            move_batch(self, change, row, seq, batch, &[Event::Confirmed, Event::ConfirmStored], 0).map(drop)
-        })
-    }
-
-    /// Drops the id of an upload whose confirmation was refused for good: the batch must be uploaded again.
-    pub(crate) fn give_up_id(&self, seq: u64) -> Result<()> {
-        self.change(|change, row| {
-            let batch = need_batch(self, change, seq)?;
-            let events = [Event::ConfirmRefused, Event::GivingUpStored];
-            move_batch(self, change, row, seq, batch, &events, 0).map(drop)
-        })
-    }
+            batch.uploaded_in = run.epoch;
+            [Event::Uploaded, Event::IdStored]
+        }
+        BatchSettling::Confirmed => [Event::Confirmed, Event::ConfirmStored],
+        BatchSettling::GivingUp => [Event::ConfirmRefused, Event::GivingUpStored],
+    };
+    move_batch(run, change, row, seq, batch, &events, 0)?;
+    Ok(true)
 }
 
 /// Records that a batch was delivered without a message. Returns false, and stores nothing, if the run has used the

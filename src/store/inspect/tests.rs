@@ -16,7 +16,7 @@ use crate::store::rows::{
     StreamRow, TYPES, Table, TypeRow, UnitRow, VALUES,
 };
 use crate::store::tables::Change;
-use crate::store::{Accepted, Incoming, Run, Sealing, Store, SyncUnit};
+use crate::store::{Accepted, BatchSettling, Incoming, Run, Sealing, Store, SyncUnit};
 
 use super::super::rows::{
     BATCHES, BatchState, Key, LEDGER, MESSAGES, PAYLOADS, Payload, RUNS, UNITS, message_key, run_key,
@@ -156,7 +156,7 @@ fn amid_a_conversation(place: &Place) {
     let run = work(&unit, &event("first", 1, Phase::Data, Step::Start));
     stage(&run, Phase::Data, 2, None);
     upload(&run, 1);
-    run.confirm(1).unwrap();
+    run.settle_batches(&[(1, BatchSettling::Confirmed)]).unwrap();
     run.delivered(seal(&run, Phase::Data, MessageKind::Done, &[1], None)).unwrap();
 
     let run = work(&unit, &event("second", 1, Phase::Metadata, Step::Start));
@@ -166,8 +166,8 @@ fn amid_a_conversation(place: &Place) {
     for seq in 1..=3 {
         upload(&run, seq);
     }
-    run.confirm(1).unwrap();
-    run.confirm(2).unwrap();
+    run.settle_batches(&[(1, BatchSettling::Confirmed)]).unwrap();
+    run.settle_batches(&[(2, BatchSettling::Confirmed)]).unwrap();
     seal(&run, Phase::Data, MessageKind::Progress, &[1], None);
 }
 
@@ -204,10 +204,10 @@ fn every_step_of_a_conversation_is_whole_and_shown_as_it_is() {
     place.is_whole();
     let counts = &place.report().item_types[0];
     assert_eq!((counts.batches_staged.items, counts.batches_uploaded.items), (2, 2));
-    run.give_up_id(1).unwrap();
+    run.settle_batches(&[(1, BatchSettling::GivingUp)]).unwrap();
     place.is_whole();
     upload_as(&run, 1, "artifact-1-anew");
-    run.confirm(1).unwrap();
+    run.settle_batches(&[(1, BatchSettling::Confirmed)]).unwrap();
     place.is_whole();
     let counts = &place.report().item_types[0];
     assert_eq!((counts.confirmed, counts.announced, counts.batches_confirmed.batches), (2, 0, 1));
@@ -238,7 +238,7 @@ fn every_step_of_a_conversation_is_whole_and_shown_as_it_is() {
     run.close_open().unwrap();
     for seq in [2, 3] {
         upload(&run, seq);
-        run.confirm(seq).unwrap();
+        run.settle_batches(&[(seq, BatchSettling::Confirmed)]).unwrap();
     }
     // A message delivered twice over, whose event's ids are then used for a new one.
     let message = seal(&run, Phase::Data, MessageKind::Progress, &[2], None);
@@ -263,7 +263,7 @@ fn every_step_of_a_conversation_is_whole_and_shown_as_it_is() {
     let run = work(&unit, &event("b", 1, Phase::Data, Step::Start));
     stage(&run, Phase::Data, 3, Some(1));
     upload(&run, 1);
-    run.confirm(1).unwrap();
+    run.settle_batches(&[(1, BatchSettling::Confirmed)]).unwrap();
     seal(&run, Phase::Data, MessageKind::Progress, &[1], None);
     place.is_whole();
     work(&unit, &event("c", 1, Phase::Data, Step::Start));
