@@ -662,16 +662,15 @@ impl<'a> Delivery<'a> {
                     UploadNo::Attachment(number) => attachments.extend(self.settling(number, change)?),
                 }
             }
-            let mut used = BTreeSet::new();
-            if !batches.is_empty() {
-                used.extend(self.run.settle_batches(&batches)?.into_iter().map(UploadNo::Batch));
-            }
-            if !attachments.is_empty() {
-                let (closed, of_attachments) =
-                    self.run.settle_attachments(attachments, LINES, self.position)?;
-                self.add(closed);
-                used.extend(of_attachments.into_iter().map(UploadNo::Attachment));
-            }
+            let used = match self.settle(&batches, attachments) {
+                Ok(used) => used,
+                Err(error) => {
+                    // An error that the platform is told of does not end the work at once: what waits for the store then
+                    // waits for the next invocation.
+                    stored.iter().for_each(|&(no, _)| self.leave(no));
+                    return Err(error);
+                }
+            };
             for (no, event) in &mut stored {
                 if used.contains(no) {
                     *event = Event::IdUsed;
@@ -684,14 +683,35 @@ impl<'a> Delivery<'a> {
         Ok(())
     }
 
+    /// Returns those whose id the run has used before.
+    fn settle(
+        &mut self,
+        batches: &[(u64, BatchSettling)],
+        attachments: Vec<(u64, Settling)>,
+    ) -> Result<BTreeSet<UploadNo>> {
+        let mut used = BTreeSet::new();
+        if !batches.is_empty() {
+            used.extend(self.run.settle_batches(batches)?.into_iter().map(UploadNo::Batch));
+        }
+        if !attachments.is_empty() {
+            let (closed, used_attachments) =
+                self.run.settle_attachments(attachments, LINES, self.position)?;
+            self.add(closed);
+            used.extend(used_attachments.into_iter().map(UploadNo::Attachment));
+        }
+        Ok(used)
+    }
+
     /// The form in which the store gets a change of a batch.
     fn settling_of_batch(&mut self, seq: u64, change: &Change) -> Result<Option<(u64, BatchSettling)>> {
         let Some(upload) = self.uploads.get(&UploadNo::Batch(seq)) else { return Ok(None) };
         let (What::Batch(info), Some(artifact)) = (&upload.what, &upload.artifact) else { return Ok(None) };
         let settling = match change {
             Change::Id => BatchSettling::Uploaded(artifact.clone()),
-            Change::GivingUp => BatchSettling::GivingUp,
-            Change::Confirmed | Change::Retry { .. } | Change::Failed(_) => {
+            Change::GivingUp => BatchSettling::GivenUp,
+            // Only an attachment's.
+            Change::Retry { .. } | Change::Failed(_) => return Ok(None),
+            Change::Confirmed => {
                 if upload.place.is_none() {
                     // It is announced unconfirmed.
                     self.message.add(entry(info, artifact.as_str()).bytes()?);

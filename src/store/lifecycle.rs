@@ -2,8 +2,9 @@
 //!
 //! # What a crash leaves
 //!
-//! Every line is one transaction; a kill leaves the store as it was before it or after it. The modules `conversation`
-//! and `attachments` have tables like this for theirs.
+//! Every line is one transaction; a kill leaves the store as it was before it or after it. In `serve`, one transaction has
+//! the lines *uploaded*, *confirmed* and *given up* of all batches that ended since the one before. The modules
+//! `conversation` and `attachments` have tables like this for theirs.
 //!
 //! | step | what it stores | what the next life does if the process is killed right after it |
 //! | --- | --- | --- |
@@ -12,6 +13,7 @@
 //! | close | open lines as batches | uploads them |
 //! | uploaded | the artifact id of a batch | confirms that id, uploads nothing |
 //! | confirmed | that the platform has linked it to the run | announces it |
+//! | given up | that the id was refused for good | uploads the batch again |
 //! | acknowledge | the batch is removed and counted | never yields it again |
 //! | finish | watermark, bookmarks, rejected ids, records at the edge, a ledger row; the run's rows are removed | begins a new run, from the new watermark |
 

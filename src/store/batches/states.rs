@@ -96,11 +96,15 @@ impl Run {
         Ok(self.settle_batches(&[(seq, BatchSettling::Uploaded(artifact.clone()))])?.is_empty())
     }
 
-    /// Stores what happened to batches, in one transaction. Returns those whose id the run has used before: nothing of them is
-    /// stored.
+    /// Stores what happened to batches, in one transaction. Returns those whose id the run has used before: nothing of
+    /// them is stored.
     ///
     /// # Durability
     /// When this returns `Ok`, all of it survives power loss.
+    ///
+    /// # Errors
+    /// `Invalid` if a batch is not in a state that allows it, or is stored under another id; `Fenced`, `Corrupt`, `Io`.
+    /// Nothing of the whole group is stored.
     pub(crate) fn settle_batches(&self, group: &[(u64, BatchSettling)]) -> Result<Vec<u64>> {
         self.change(|change, row| {
             let mut used = Vec::new();
@@ -119,13 +123,13 @@ impl Run {
 pub(crate) enum BatchSettling {
     /// The platform has its bytes, under this id.
     Uploaded(ArtifactId),
-    /// The platform confirmed the upload; the bytes are dropped.
+    /// The platform has it for good: it confirmed the upload, or needs no confirmation. The bytes are dropped.
     Confirmed,
     /// The confirmation was refused for good: the batch must be uploaded again, under another id.
-    GivingUp,
+    GivenUp,
 }
 
-/// Returns false if the run has used the id before.
+/// Stores what happened to one batch. Returns false, and stores nothing, if the run has used the id before.
 fn settle(
     run: &Run,
     change: &Change<'_>,
@@ -154,7 +158,7 @@ fn settle(
             [Event::Uploaded, Event::IdStored]
         }
         BatchSettling::Confirmed => [Event::Confirmed, Event::ConfirmStored],
-        BatchSettling::GivingUp => [Event::ConfirmRefused, Event::GivingUpStored],
+        BatchSettling::GivenUp => [Event::ConfirmRefused, Event::GivingUpStored],
     };
     move_batch(run, change, row, seq, batch, &events, 0)?;
     Ok(true)
@@ -265,4 +269,68 @@ pub(in crate::store) fn count_left_out(
         counts.read += items;
         counts.left_out += items;
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::{Page, Store};
+    use super::*;
+    use crate::error::ErrorKind;
+    use crate::record::Record;
+
+    /// Three staged batches of a record each.
+    fn staged(folder: &std::path::Path) -> Run {
+        let store = Store::options().batch_items(1).open(folder.join("state.redb")).unwrap();
+        let run = store.sync_unit("unit").unwrap().begin().unwrap();
+        let page = |_: Option<u32>| -> Result<Page<u32>> {
+            ["1", "2", "3"].iter().try_fold(Page::last(), |page, id| {
+                Ok(page.record("issues", Record::new(*id, &serde_json::json!({}))?))
+            })
+        };
+        assert_eq!(run.batches("issues", page).map(|batch| batch.unwrap().key().seq).sum::<u64>(), 6);
+        run
+    }
+
+    fn uploaded(artifact: &str) -> BatchSettling {
+        BatchSettling::Uploaded(ArtifactId::new(artifact).unwrap())
+    }
+
+    /// The batches that are staged or uploaded, with their ids.
+    fn ids(run: &Run) -> Vec<(u64, Option<String>)> {
+        let unsettled = run.unsettled().unwrap();
+        unsettled.into_iter().map(|batch| (batch.info.seq, batch.artifact.map(|id| id.to_string()))).collect()
+    }
+
+    #[test]
+    fn of_two_batches_that_get_one_id_together_the_first_has_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = staged(folder.path());
+        let group = [(1, uploaded("x")), (2, uploaded("x")), (3, uploaded("y"))];
+        assert_eq!(run.settle_batches(&group).unwrap(), [2]);
+        assert_eq!(ids(&run), [(1, Some("x".into())), (2, None), (3, Some("y".into()))]);
+
+        let group = [(1, BatchSettling::Confirmed), (3, BatchSettling::GivenUp), (2, uploaded("z"))];
+        assert!(run.settle_batches(&group).unwrap().is_empty());
+        assert_eq!(ids(&run), [(2, Some("z".into())), (3, None)]);
+        // An id that was given up is used all the same.
+        assert_eq!(run.settle_batches(&[(3, uploaded("y"))]).unwrap(), [3]);
+    }
+
+    #[test]
+    fn if_one_of_a_group_cannot_be_settled_none_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = staged(folder.path());
+        let before = ids(&run);
+        let impossible =
+            [(9, BatchSettling::Confirmed), (2, BatchSettling::Confirmed), (2, BatchSettling::GivenUp)];
+        for last in impossible {
+            let error = run.settle_batches(&[(1, uploaded("x")), last]).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
+            assert_eq!(ids(&run), before);
+        }
+        assert!(run.settle_batches(&[(1, uploaded("x"))]).unwrap().is_empty());
+        let error = run.settle_batches(&[(2, uploaded("y")), (1, uploaded("z"))]).unwrap_err();
+        assert!(error.to_string().contains("uploaded as x"), "{error}");
+        assert_eq!(ids(&run), [(1, Some("x".into())), (2, None), (3, None)]);
+    }
 }

@@ -204,7 +204,7 @@ fn every_step_of_a_conversation_is_whole_and_shown_as_it_is() {
     place.is_whole();
     let counts = &place.report().item_types[0];
     assert_eq!((counts.batches_staged.items, counts.batches_uploaded.items), (2, 2));
-    run.settle_batches(&[(1, BatchSettling::GivingUp)]).unwrap();
+    run.settle_batches(&[(1, BatchSettling::GivenUp)]).unwrap();
     place.is_whole();
     upload_as(&run, 1, "artifact-1-anew");
     run.settle_batches(&[(1, BatchSettling::Confirmed)]).unwrap();
