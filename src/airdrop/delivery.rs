@@ -667,7 +667,9 @@ impl<'a> Delivery<'a> {
                 Err(error) => {
                     // An error that the platform is told of does not end the work at once: what waits for the store then
                     // waits for the next invocation.
-                    stored.iter().for_each(|&(no, _)| self.leave(no));
+                    for (no, _) in stored {
+                        self.leave(no);
+                    }
                     return Err(error);
                 }
             };
