@@ -40,17 +40,14 @@ pub(crate) fn reader<'r>(mut input: impl Read + 'r) -> io::Result<Box<dyn BufRea
 
 /// How batches are compressed: by which compressor, and how thoroughly. Level 2 of zlib-rs by default.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Level {
-    compressor: Compressor,
-    level: u32,
-}
+pub struct Level(Compressor);
 
-/// Who compresses.
+/// Who compresses, and at which of its levels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Compressor {
-    ZlibRs,
+    ZlibRs(u32),
     #[cfg(feature = "libdeflate")]
-    Libdeflate,
+    Libdeflate(libdeflater::CompressionLvl),
 }
 
 impl Level {
@@ -65,7 +62,7 @@ impl Level {
                 reason: "it must be from 0 (stored) to 9 (smallest)".to_owned(),
             });
         }
-        Ok(Self { compressor: Compressor::ZlibRs, level })
+        Ok(Self(Compressor::ZlibRs(level)))
     }
 
     /// A level of [libdeflate](https://github.com/ebiggers/libdeflate), from 1 (fastest) to 12 (smallest). Its level 1
@@ -84,18 +81,21 @@ impl Level {
     /// `Invalid` if it is 0 or above 12.
     #[cfg(feature = "libdeflate")]
     pub fn libdeflate(level: u32) -> Result<Self> {
-        if !(1..=12).contains(&level) {
-            return Err(Error::Invalid {
-                what: format!("the compression level {level} of libdeflate"),
-                reason: "it must be from 1 (fastest) to 12 (smallest)".to_owned(),
-            });
-        }
-        Ok(Self { compressor: Compressor::Libdeflate, level })
+        let known = i32::try_from(level).ok().and_then(|level| libdeflater::CompressionLvl::new(level).ok());
+        known.map(|known| Self(Compressor::Libdeflate(known))).ok_or_else(|| Error::Invalid {
+            what: format!("the compression level {level} of libdeflate"),
+            reason: "it must be from 1 (fastest) to 12 (smallest)".to_owned(),
+        })
     }
 
     /// RFC 1952, 2.3.1: how thorough the compressor was, as zlib says it.
     fn thoroughness(self) -> u8 {
-        match self.level {
+        let level = match self.0 {
+            Compressor::ZlibRs(level) => i64::from(level),
+            #[cfg(feature = "libdeflate")]
+            Compressor::Libdeflate(level) => i32::from(level).into(),
+        };
+        match level {
             0 | 1 => 4,
             2..=8 => 0,
             _ => 2,
@@ -104,16 +104,16 @@ impl Level {
 
     /// Appends the lines to the member, deflated (RFC 1951).
     fn deflate(self, lines: &[&[u8]], member: Pieces) -> io::Result<Pieces> {
-        match self.compressor {
-            Compressor::ZlibRs => {
-                let mut encoder = DeflateEncoder::new(member, Compression::new(self.level));
+        match self.0 {
+            Compressor::ZlibRs(level) => {
+                let mut encoder = DeflateEncoder::new(member, Compression::new(level));
                 for piece in lines {
                     encoder.write_all(piece)?;
                 }
                 encoder.finish()
             }
             #[cfg(feature = "libdeflate")]
-            Compressor::Libdeflate => libdeflate::deflate(self.level, lines, member),
+            Compressor::Libdeflate(level) => libdeflate::deflate(level, lines, member),
         }
     }
 }
@@ -122,7 +122,7 @@ impl Default for Level {
     /// Level 2: on JSON it is two to four times as fast as level 6, and produces about a fifth more bytes. Level 1
     /// is even faster, but produces a third more bytes than level 2. `docs/benchmarks.md` has the table.
     fn default() -> Self {
-        Self { compressor: Compressor::ZlibRs, level: 2 }
+        Self(Compressor::ZlibRs(2))
     }
 }
 
@@ -215,7 +215,7 @@ mod libdeflate {
     /// What a thread needs to compress a batch, kept for the next one: it takes a tenth of the time to get so much memory from
     /// the system.
     struct Workspace {
-        level: u32,
+        level: CompressionLvl,
         compressor: Compressor,
         lines: Vec<u8>,
         deflated: Vec<u8>,
@@ -228,17 +228,14 @@ mod libdeflate {
     const KEPT_BYTES: usize = 4 * 1024 * 1024;
 
     /// Appends the lines to the member, deflated.
-    pub(super) fn deflate(level: u32, lines: &[&[u8]], mut member: Pieces) -> io::Result<Pieces> {
+    pub(super) fn deflate(level: CompressionLvl, lines: &[&[u8]], mut member: Pieces) -> io::Result<Pieces> {
         let idle = || IDLE.lock().unwrap_or_else(PoisonError::into_inner);
         let kept = {
             let mut idle = idle();
             let of_level = idle.iter().position(|workspace| workspace.level == level);
             of_level.map(|at| idle.swap_remove(at))
         };
-        let mut workspace = match kept {
-            Some(workspace) => workspace,
-            None => Workspace::new(level)?,
-        };
+        let mut workspace = kept.unwrap_or_else(|| Workspace::new(level));
         member.write_all(workspace.deflate(lines)?)?;
         if workspace.lines.capacity().max(workspace.deflated.capacity()) <= KEPT_BYTES {
             idle().push(workspace);
@@ -247,11 +244,8 @@ mod libdeflate {
     }
 
     impl Workspace {
-        fn new(level: u32) -> io::Result<Self> {
-            let known = i32::try_from(level).ok().and_then(|level| CompressionLvl::new(level).ok());
-            let known = known.ok_or_else(|| io::Error::other(format!("libdeflate has no level {level}")))?;
-            let compressor = Compressor::new(known);
-            Ok(Self { level, compressor, lines: Vec::new(), deflated: Vec::new() })
+        fn new(level: CompressionLvl) -> Self {
+            Self { level, compressor: Compressor::new(level), lines: Vec::new(), deflated: Vec::new() }
         }
 
         fn deflate(&mut self, pieces: &[&[u8]]) -> io::Result<&[u8]> {
@@ -398,8 +392,8 @@ mod tests {
             let level = level.unwrap();
             let member = compress(&[&whole], level).unwrap().concat();
             assert_eq!(member, compress(&[&whole], level).unwrap().concat());
-            if level.compressor == Compressor::ZlibRs {
-                let mut gzip = flate2::write::GzEncoder::new(Vec::new(), Compression::new(level.level));
+            if let Compressor::ZlibRs(level) = level.0 {
+                let mut gzip = flate2::write::GzEncoder::new(Vec::new(), Compression::new(level));
                 gzip.write_all(&whole).unwrap();
                 assert_eq!(member, gzip.finish().unwrap(), "as another encoder writes it");
             }

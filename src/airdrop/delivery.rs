@@ -647,22 +647,15 @@ impl<'a> Delivery<'a> {
     pub(crate) fn commit(&mut self) -> Result<()> {
         while !self.unstored.is_empty() {
             let changes = std::mem::take(&mut self.unstored);
-            let (mut batches, mut attachments) = (Vec::new(), Vec::new());
-            let mut stored = Vec::new();
-            for (no, change) in changes {
-                let event = match change {
-                    Change::Id => Some(Event::IdStored),
-                    Change::Confirmed => Some(Event::ConfirmStored),
-                    Change::GivingUp => Some(Event::GivingUpStored),
-                    Change::Retry { .. } | Change::Failed(_) => None,
-                };
-                stored.extend(event.map(|event| (no, event)));
-                match no {
-                    UploadNo::Batch(seq) => batches.extend(self.settling_of_batch(seq, &change)?),
-                    UploadNo::Attachment(number) => attachments.extend(self.settling(number, change)?),
-                }
-            }
-            let used = match self.settle(&batches, attachments) {
+            let event = |change: &Change| match change {
+                Change::Id => Some(Event::IdStored),
+                Change::Confirmed => Some(Event::ConfirmStored),
+                Change::GivingUp => Some(Event::GivingUpStored),
+                Change::Retry { .. } | Change::Failed(_) => None,
+            };
+            let mut stored: Vec<_> =
+                changes.iter().filter_map(|(no, change)| Some((*no, event(change)?))).collect();
+            let used = match self.settle(changes) {
                 Ok(used) => used,
                 Err(error) => {
                     // An error that the platform is told of does not end the work at once: what waits for the store then
@@ -685,15 +678,18 @@ impl<'a> Delivery<'a> {
         Ok(())
     }
 
-    /// Returns those whose id the run has used before.
-    fn settle(
-        &mut self,
-        batches: &[(u64, BatchSettling)],
-        attachments: Vec<(u64, Settling)>,
-    ) -> Result<BTreeSet<UploadNo>> {
+    /// Stores these changes. Returns the uploads whose id the run has used before.
+    fn settle(&mut self, changes: Vec<(UploadNo, Change)>) -> Result<BTreeSet<UploadNo>> {
+        let (mut batches, mut attachments) = (Vec::new(), Vec::new());
+        for (no, change) in changes {
+            match no {
+                UploadNo::Batch(seq) => batches.extend(self.settling_of_batch(seq, &change)?),
+                UploadNo::Attachment(number) => attachments.extend(self.settling(number, change)?),
+            }
+        }
         let mut used = BTreeSet::new();
         if !batches.is_empty() {
-            used.extend(self.run.settle_batches(batches)?.into_iter().map(UploadNo::Batch));
+            used.extend(self.run.settle_batches(&batches)?.into_iter().map(UploadNo::Batch));
         }
         if !attachments.is_empty() {
             let (closed, used_attachments) =

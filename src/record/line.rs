@@ -1,8 +1,9 @@
 //! A record: one JSON object that becomes one line of an artifact.
 //!
-//! A record makes at most two allocations: its id, unless the caller gives a `String`, and its object, unless the record that
-//! this thread dropped last left a buffer of about its size. Typed data is serialised into a thread-local buffer. It is not
-//! scanned again, because a serialiser writes only valid characters and finite numbers. Text that is passed through, as JSON text or inside typed data ([`RawValue`]), is scanned.
+//! A record makes at most two allocations: its id, unless the caller gives a `String`, and its object, unless the record
+//! that this thread dropped last left a buffer of about its size. Typed data is serialised into a thread-local buffer. It
+//! is not scanned again, because a serialiser writes only valid characters and finite numbers. Text that is passed
+//! through, as JSON text or inside typed data ([`RawValue`]), is scanned.
 
 use std::borrow::Cow;
 use std::cell::Cell;
