@@ -81,7 +81,9 @@ impl Level {
     /// `Invalid` if it is 0 or above 12.
     #[cfg(feature = "libdeflate")]
     pub fn libdeflate(level: u32) -> Result<Self> {
-        let known = i32::try_from(level).ok().and_then(|level| libdeflater::CompressionLvl::new(level).ok());
+        // It knows a level 0, too, which does not compress.
+        let known = i32::try_from(level).ok().filter(|&level| level > 0);
+        let known = known.and_then(|level| libdeflater::CompressionLvl::new(level).ok());
         known.map(|known| Self(Compressor::Libdeflate(known))).ok_or_else(|| Error::Invalid {
             what: format!("the compression level {level} of libdeflate"),
             reason: "it must be from 1 (fastest) to 12 (smallest)".to_owned(),
