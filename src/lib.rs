@@ -88,8 +88,8 @@
 //!   ids.)
 //! - **G4, the watermark never runs ahead.** It moves only when a run finishes, to the moment when that run
 //!   *started*, in its first life. A stream's bookmark moves with it.
-//! - **G5, a kill costs little**: the pages that were being fetched, and those that came in the last 50 ms, are fetched
-//!   again ([`Serve::ahead`](airdrop::Serve::ahead) has the exact figures). A worker without a disk
+//! - **G5, a kill costs little**: the pages that were being fetched or stored, and those that came meanwhile or in the
+//!   last 50 ms, are fetched again ([`Serve::ahead`](airdrop::Serve::ahead) has the exact figures). A worker without a disk
 //!   ([`Serve::checkpoints`](airdrop::Serve::checkpoints)) repeats everything after its last checkpoint. Every
 //!   invocation that lives long enough for one page makes progress.
 //!

@@ -8,6 +8,9 @@
 //!   have 2,000 records and no other page arrives within 5 ms; at the latest when they are 100 pages, 4,000 records,
 //!   4 MiB or 50 ms old; and at once if a page names child listings, which come next. The store accepts a page only if
 //!   its listing is at the cursor that the page was fetched with.
+//! - A lane commits, one transaction after the other. Pages that arrive meanwhile are checked and held, until they are
+//!   as many as a commit takes; then nothing is begun until the commit has ended. What the store has to be changed for
+//!   otherwise, as for uploads, waits for that, too. Where a checkpoint is kept, the loop waits for each commit.
 //! - A page that is fetched ahead sees the values set by the held pages of its listing. A page of another listing is
 //!   begun only once these are stored.
 //! - If a page is refused, the pages fetched ahead of it are dropped. If a page does not arrive, the pages before it
@@ -21,10 +24,12 @@
 //!   makes progress, unless a stop is requested. A page that does not arrive is given up some time before the hard
 //!   limit, so that staged batches can still be announced.
 //!
-//! A kill costs the pages in flight, at most [`Serve::concurrency`](super::Serve::concurrency), and the held pages.
+//! A kill costs the pages in flight, at most [`Serve::concurrency`](super::Serve::concurrency), the held pages, and those
+//! that are being committed.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::Duration;
 
 use tracing::{Span, debug, info, warn};
@@ -32,7 +37,7 @@ use tracing::{Span, debug, info, warn};
 use crate::error::{Result, chain};
 use crate::model::{Phase, Safeguard, StreamName};
 use crate::store::{
-    Child, CommittedPage, CursorWatch, Page, PageOf, ReadyPage, UnderRow, make_ready_in_order, refetched,
+    Child, CommittedPage, CursorWatch, Page, PageOf, ReadyPage, Run, UnderRow, make_ready_in_order, refetched,
 };
 
 use super::answer::{MessageDetails, Outcome};
@@ -76,8 +81,24 @@ struct FetchedPage {
     page: Result<Page<CursorJson>, SourceError>,
 }
 
-/// The lanes in which pages are fetched.
-type PageLanes<'a> = Lanes<'a, PageFetch, FetchedPage>;
+/// What is done in a lane.
+enum Job {
+    Fetch(PageFetch),
+    Commit(Vec<Held>),
+}
+
+/// Its result.
+enum Done {
+    Fetched(FetchedPage),
+    /// An error if the commit panicked.
+    Committed(std::thread::Result<Committed>),
+}
+
+/// The result of a commit: of each page, unless an earlier page of its listing could not be stored.
+type Committed = Vec<(Held, Option<Result<CommittedPage>>)>;
+
+/// The lanes in which pages are fetched and committed.
+type PageLanes<'a> = Lanes<'a, Job, Done>;
 
 impl Invocation<'_> {
     /// Extracts the data, from where its listings are, and answers. It answers while the lanes still exist, so that a
@@ -96,15 +117,24 @@ impl Invocation<'_> {
             let page = span.in_scope(|| caught(|| extractor.page(context, &listing, cursor)));
             FetchedPage { no, page }
         };
+        let work = |job: Job| match job {
+            Job::Fetch(page) => Done::Fetched(fetch(page)),
+            Job::Commit(held) => Done::Committed(catch_unwind(AssertUnwindSafe(|| {
+                span.in_scope(|| commit(&context.run, held))
+            }))),
+        };
         let go = |lanes: PageLanes<'_>| {
             let worked = Pages::new(self, extractor, context, keeper, &mut delivery, lanes)
                 .and_then(|pages| pages.fetch_all(&mut details.item_type));
             self.conclude(&context.run, keeper, Phase::Data, delivery, worked, &details)
         };
         match self.settings.inline_seed {
-            Some(seed) if self.settings.ahead > 0 => go(Lanes::inline_ahead(&fetch, seed)),
-            Some(seed) => go(Lanes::inline(&fetch, seed)),
-            None => std::thread::scope(|scope| go(Lanes::pool(scope, &fetch, self.settings.concurrency))),
+            Some(seed) if self.settings.ahead > 0 => go(Lanes::inline_ahead(&work, seed)),
+            Some(seed) => go(Lanes::inline(&work, seed)),
+            None => {
+                // One of them commits.
+                std::thread::scope(|scope| go(Lanes::pool(scope, &work, self.settings.concurrency + 1)))
+            }
         }
     }
 }
@@ -113,6 +143,40 @@ impl Invocation<'_> {
 struct Held {
     no: ListingNo,
     page: ReadyPage,
+}
+
+/// Commits pages.
+fn commit(run: &Run, held: Vec<Held>) -> Committed {
+    let mut pages: Vec<_> = held.iter().map(|held| &held.page).collect();
+    let is_reversed = run.breaks(Safeguard::PagesInOrder);
+    if is_reversed {
+        pages.reverse();
+    }
+    match run.commit(&pages) {
+        Ok(mut committed) => {
+            if is_reversed {
+                committed.reverse();
+            }
+            held.into_iter().zip(committed).map(|(held, committed)| (held, Some(Ok(committed)))).collect()
+        }
+        // A page that cannot be stored must not keep the others from being stored.
+        Err(_) if held.len() > 1 => {
+            let mut refused = BTreeSet::new();
+            let one_by_one = held.into_iter().map(|one| {
+                // The pages that follow it in its listing cannot be stored either.
+                if refused.contains(&one.no) {
+                    return (one, None);
+                }
+                let committed = run.commit(&[&one.page]).map(|committed| committed.into_iter().next());
+                if committed.is_err() {
+                    refused.insert(one.no);
+                }
+                (one, committed.transpose())
+            });
+            one_by_one.collect()
+        }
+        Err(error) => held.into_iter().zip([Some(Err(error))]).collect(),
+    }
 }
 
 /// A listing from its first page in this invocation until it is exhausted.
@@ -162,6 +226,8 @@ struct Pages<'p, 'd> {
     checks_asked: bool,
     held: Vec<Held>,
     held_since: Duration,
+    /// Since when pages are being committed; `None` if none are.
+    committing_since: Option<Duration>,
     begun: u64,
     committed: u64,
     /// The longest time that a fetch took, and that a commit took with what follows it.
@@ -224,6 +290,7 @@ impl<'p, 'd> Pages<'p, 'd> {
             checks_asked: false,
             held: Vec::new(),
             held_since: Duration::ZERO,
+            committing_since: None,
             begun: 0,
             committed: 0,
             longest_fetch: Duration::ZERO,
@@ -242,20 +309,26 @@ impl<'p, 'd> Pages<'p, 'd> {
     fn fetch_all(mut self, last_item_type: &mut Option<String>) -> Result<(), Stop> {
         self.refetch()?;
         loop {
-            self.delivery.step()?;
-            if self.is_commit_due() {
-                self.commit()?;
+            if !self.is_committing() {
+                self.delivery.step()?;
+                if self.is_commit_due() {
+                    self.commit()?;
+                }
             }
             self.begin()?;
             let in_flight = self.scheduler.in_flight() > 0;
-            if !self.held.is_empty() && (!in_flight || self.scheduler.waits_for_commit()) {
+            if self.is_committing() {
+                if let Some(done) = self.lanes.poll(POLL) {
+                    self.take_in(done, last_item_type)?;
+                }
+            } else if !self.held.is_empty() && (!in_flight || self.scheduler.waits_for_commit()) {
                 // A lane would be idle.
                 self.commit()?;
             } else if in_flight {
                 let enough = self.held_items() >= HELD_ITEMS_ENOUGH;
                 let wait = if enough { AWAIT_MORE } else { POLL };
-                if let Some(fetched) = self.lanes.poll(wait.min(self.commit_due_in())) {
-                    self.take_in(fetched, last_item_type)?;
+                if let Some(done) = self.lanes.poll(wait.min(self.commit_due_in())) {
+                    self.take_in(done, last_item_type)?;
                 } else if enough {
                     self.commit()?;
                 } else if (self.closing.is_some() || self.committed > 0 || self.is_stopped())
@@ -352,7 +425,7 @@ impl<'p, 'd> Pages<'p, 'd> {
 
     /// Begins every page that may be fetched now.
     fn begin(&mut self) -> Result<(), Stop> {
-        while self.closing.is_none() {
+        while self.closing.is_none() && !self.is_full() {
             let Next::Fetch(no) = self.scheduler.next(self.now()) else { break };
             if self.is_closed() || self.is_stopped() {
                 self.close(Ending::Progress);
@@ -377,6 +450,7 @@ impl<'p, 'd> Pages<'p, 'd> {
     fn go_ahead(&mut self, no: ListingNo) -> Result<(), Stop> {
         let may = self.scheduler.may_go_ahead(no, self.now())
             && self.closing.is_none()
+            && !self.is_full()
             && !self.is_closed()
             && !self.is_stopped()
             && !self.is_late()
@@ -429,12 +503,24 @@ impl<'p, 'd> Pages<'p, 'd> {
         open.in_flight = Some(InFlight { from, begun_at, is_void: false });
         self.scheduler.begun(no);
         self.begun += 1;
-        self.lanes.submit(PageFetch { no, listing, cursor, values });
+        self.lanes.submit(Job::Fetch(PageFetch { no, listing, cursor, values }));
         Ok(())
     }
 
+    /// Handles what a lane has done.
+    ///
+    /// # Errors
+    /// A failure that is not sent to the platform, or after which nothing is being committed.
+    fn take_in(&mut self, done: Done, last_item_type: &mut Option<String>) -> Result<(), Stop> {
+        match done {
+            Done::Fetched(page) => self.fetched(page, last_item_type).or_else(|stop| self.meet(stop)),
+            Done::Committed(Ok(committed)) => self.commit_ended(committed),
+            Done::Committed(Err(panic)) => resume_unwind(panic),
+        }
+    }
+
     /// Handles the result of a fetch.
-    fn take_in(&mut self, fetched: FetchedPage, last_item_type: &mut Option<String>) -> Result<(), Stop> {
+    fn fetched(&mut self, fetched: FetchedPage, last_item_type: &mut Option<String>) -> Result<(), Stop> {
         let FetchedPage { no, page } = fetched;
         let Some(open) = self.open.get_mut(&no) else { return Ok(()) };
         let Some(InFlight { from, begun_at, is_void }) = open.in_flight.take() else { return Ok(()) };
@@ -512,7 +598,7 @@ impl<'p, 'd> Pages<'p, 'd> {
         }
     }
 
-    /// Refuses all held pages of a listing except the oldest `keep`.
+    /// Refuses all pages of a listing that arrived and are not stored, except the oldest `keep`.
     fn refused(&mut self, no: ListingNo, keep: usize) {
         self.scheduler.refused(no, keep);
         let Some(open) = self.open.get_mut(&no) else { return };
@@ -558,57 +644,58 @@ impl<'p, 'd> Pages<'p, 'd> {
         newest.page.names_children()
             // The room of a checkpoint is computed from what is stored.
             || (self.keeper.is_some() && newest.page.has_more())
-            || self.held.len() >= HELD_PAGES
             || self.commit_due_in() == Duration::ZERO
             // The page that is being fetched may never arrive.
             || self.now() >= self.invocation.deadlines.abort_at()
-            || self.held_items() >= HELD_ITEMS
-            || self.held.iter().map(|held| held.page.bytes()).sum::<usize>() >= HELD_BYTES
+            || self.enough().is_some()
     }
 
-    /// Commits the held pages and delivers the batches that this closed; saves a checkpoint if one is due.
+    /// How many of the held pages are as much as a commit takes, if they are that much.
+    fn enough(&self) -> Option<usize> {
+        let (mut items, mut bytes) = (0, 0);
+        let is_enough = |(pages, held): &(usize, &Held)| {
+            items += held.page.items();
+            bytes += held.page.bytes();
+            *pages >= HELD_PAGES || items >= HELD_ITEMS || bytes >= HELD_BYTES
+        };
+        (1..).zip(&self.held).find(is_enough).map(|(pages, _)| pages)
+    }
+
+    fn is_committing(&self) -> bool {
+        self.committing_since.is_some()
+    }
+
+    /// Whether nothing more is begun before the commit that is under way has ended.
+    fn is_full(&self) -> bool {
+        self.is_committing() && self.enough().is_some()
+    }
+
+    /// Begins to commit held pages.
     fn commit(&mut self) -> Result<(), Stop> {
-        let began_at = self.now();
-        let held = std::mem::take(&mut self.held);
-        let mut pages: Vec<_> = held.iter().map(|held| &held.page).collect();
-        let is_reversed = self.context.run.breaks(Safeguard::PagesInOrder);
-        if is_reversed {
-            pages.reverse();
+        let later = self.held.split_off(self.enough().unwrap_or(self.held.len()));
+        let held = std::mem::replace(&mut self.held, later);
+        let now = self.now();
+        (self.held_since, self.committing_since) = (now, Some(now));
+        if self.keeper.is_some() {
+            // The room of a checkpoint is computed from what is stored.
+            return self.commit_ended(commit(&self.context.run, held));
         }
-        match self.context.run.commit(&pages) {
-            Ok(mut committed) => {
-                if is_reversed {
-                    committed.reverse();
+        self.lanes.submit(Job::Commit(held));
+        Ok(())
+    }
+
+    /// Handles the result of a commit: delivers the batches that it closed, and saves a checkpoint if one is due.
+    fn commit_ended(&mut self, committed: Committed) -> Result<(), Stop> {
+        let began_at = self.committing_since.take().unwrap_or_default();
+        for (held, committed) in committed {
+            match committed {
+                Some(Ok(committed)) => self.committed(&held, committed)?,
+                Some(Err(error)) => {
+                    self.refused(held.no, 0);
+                    self.held.retain(|later| later.no != held.no);
+                    self.meet(error.into())?;
                 }
-                held.iter()
-                    .zip(committed)
-                    .try_for_each(|(held, committed)| self.committed(held, committed))?;
-            }
-            // A page that cannot be stored must not keep the others from being stored.
-            Err(_) if held.len() > 1 => {
-                let mut refused = BTreeSet::new();
-                for one in &held {
-                    // The pages that follow it in its listing cannot be stored either.
-                    if refused.contains(&one.no) {
-                        continue;
-                    }
-                    match self.context.run.commit(&[&one.page]) {
-                        Ok(committed) => {
-                            committed.into_iter().try_for_each(|committed| self.committed(one, committed))?;
-                        }
-                        Err(error) => {
-                            refused.insert(one.no);
-                            self.refused(one.no, 0);
-                            self.meet(error.into())?;
-                        }
-                    }
-                }
-            }
-            Err(error) => {
-                if let Some(one) = held.first() {
-                    self.refused(one.no, 0);
-                }
-                self.meet(error.into())?;
+                None => {}
             }
         }
         self.deliver()?;

@@ -151,8 +151,9 @@ impl Serve {
     /// # What a kill costs
     /// The pages in flight, one per listing and at most [`Serve::concurrency`] in all, and the pages that arrived and
     /// are not stored. These are stored together once the first of them is 50 ms old, or they have 4,000 records, 4
-    /// MiB or 100 pages; and at once if nothing can be fetched before that. The next invocation fetches them again,
-    /// and nothing is announced twice. With 0 and one listing at a time, a kill costs one page.
+    /// MiB or 100 pages; and at once if nothing can be fetched before that. While they are being stored, others may
+    /// arrive, until these have as much. The next invocation fetches them again, and nothing is announced twice. With 0
+    /// and one listing at a time, a kill costs one page.
     ///
     /// ```
     /// use highwater::airdrop::Serve;

@@ -29,6 +29,8 @@ struct Announced<'a> {
     at_edge: BTreeMap<&'a str, BTreeSet<&'a str>>,
     /// By unit: the url with which each attachment was last delivered.
     delivered: BTreeMap<(&'a str, Named), String>,
+    /// By reason: how many attachments are in no message.
+    given_up: BTreeMap<&'static str, u64>,
 }
 
 fn broken<T>(kind: Broken, what: String) -> Result<T, Violation> {
@@ -37,7 +39,8 @@ fn broken<T>(kind: Broken, what: String) -> Result<T, Violation> {
 
 impl Outside {
     /// Whether all promises were kept, once all syncs are done. A life leaves at most `at_once` uploads unconfirmed.
-    pub(super) fn verdict(&self, at_once: u64) -> Result<(), Violation> {
+    /// Returns why attachments were given up, and how many.
+    pub(super) fn verdict(&self, at_once: u64) -> Result<BTreeMap<&'static str, u64>, Violation> {
         if let Some(what) = &self.changed_message {
             return broken(Broken::Conversation, what.clone());
         }
@@ -50,7 +53,8 @@ impl Outside {
         }
         self.confirmed_is_announced(&announced)?;
         self.few_are_unconfirmed(&announced, at_once)?;
-        self.one_message_answers_an_event()
+        self.one_message_answers_an_event()?;
+        Ok(announced.given_up)
     }
 
     /// Whether the first sync has announced as many records of each of these item types as were expected, if it was one
@@ -322,14 +326,22 @@ impl Outside {
         for (of, urls) in wanted {
             let of_run = (run.id.clone(), of.clone());
             let ends = self.streams.get(&of_run).copied().unwrap_or_default();
-            let given_up = ends.last > 0 || ends.broken >= TRIES || self.cannot_be_confirmed(&of_run);
+            let reasons = [
+                ("attachment/refused-by-the-source", ends.last > 0),
+                ("attachment/failed-five-times", ends.broken >= TRIES),
+                ("attachment/not-confirmed", self.cannot_be_confirmed(&of_run)),
+            ];
             let before = announced.delivered.get(&(run.unit.as_str(), of.clone()));
             let unchanged = remembers && before.is_some_and(|before| urls.contains(before));
             let taken = run.taken_by_late_deletion.contains(&of);
-            if !announced.linked.contains(&of_run) && !given_up && !unchanged && !taken {
+            if announced.linked.contains(&of_run) || unchanged || taken {
+                continue;
+            }
+            let Some((reason, _)) = reasons.into_iter().find(|(_, is_given)| *is_given) else {
                 let what = format!("attachment {of:?} of run {} is in no message, and had no reason", run.id);
                 return broken(Broken::Lost, what);
-            }
+            };
+            *announced.given_up.entry(reason).or_default() += 1;
         }
         Ok(())
     }

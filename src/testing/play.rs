@@ -109,11 +109,15 @@ impl<'a, M: Make> Play<'a, M> {
         // Without a disk, everything uploaded since the last checkpoint is uploaded again.
         let at_once = if self.setup.has_disk { (LANES + streams(world.seed)) as u64 } else { 64 };
         // The ERROR last: any other broken promise says more.
-        let mut verdict =
-            verdict.and_then(|()| world.verdict(at_once)).and_then(|()| match &world.error_for_no_reason {
+        let mut verdict = verdict.and_then(|()| world.verdict(at_once)).and_then(|given_up| {
+            for (reason, times) in given_up {
+                *report.faults.entry(reason.to_owned()).or_default() += times;
+            }
+            match &world.error_for_no_reason {
                 Some(what) => Err(Violation { kind: Broken::Conversation, what: what.clone() }),
                 None => Ok(()),
-            });
+            }
+        });
         verdict = verdict.and_then(|()| world.announced_as_expected(&self.setup.expected));
         if world.outside_the_promise {
             report.outside += 1;

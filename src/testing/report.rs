@@ -19,7 +19,7 @@ pub struct Report {
     pub deaths: u64,
     /// Images left by a second crash, during the recovery from the first.
     pub second_crashes: u64,
-    /// How often each fault fired.
+    /// How often each fault fired; and under `attachment/`, why attachments were given up.
     pub faults: BTreeMap<String, u64>,
     /// Schedules that lost a record.
     pub lost: u64,
