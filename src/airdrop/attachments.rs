@@ -97,7 +97,7 @@ impl Invocation<'_> {
         match self.settings.inline_seed {
             Some(seed) => work_off(Lanes::inline(&attempt, seed)),
             None => std::thread::scope(|scope| {
-                work_off(Lanes::pool(scope, &attempt, self.settings.lanes + at_once))
+                work_off(Lanes::pool(scope, &attempt, &[self.settings.lanes + at_once]))
             }),
         }
     }

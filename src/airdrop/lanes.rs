@@ -21,7 +21,7 @@ pub(crate) type Attempt<'a, J, D> = &'a (dyn Fn(J) -> D + Sync);
 /// The lanes of one invocation, for jobs of one kind.
 pub(crate) enum Lanes<'a, J, D> {
     Inline { attempt: Attempt<'a, J, D>, order: fastrand::Rng, waiting: Vec<J>, ahead: Option<VecDeque<D>> },
-    Pool { jobs: Sender<J>, done: Receiver<D> },
+    Pool { groups: Vec<Sender<J>>, done: Receiver<D> },
 }
 
 impl<J, D> fmt::Debug for Lanes<'_, J, D> {
@@ -46,36 +46,46 @@ impl<'a, J: Send + 'a, D: Send + 'a> Lanes<'a, J, D> {
         Lanes::Inline { attempt, order, waiting: Vec::new(), ahead: Some(VecDeque::new()) }
     }
 
-    /// Starts `threads` threads that end when the lanes are dropped.
+    /// Starts groups of threads that end when the lanes are dropped. Each group, given by its number of threads, takes
+    /// jobs of its own.
     pub(crate) fn pool<'scope>(
         scope: &'scope Scope<'scope, '_>,
         attempt: Attempt<'scope, J, D>,
-        threads: usize,
+        groups: &[usize],
     ) -> Self
     where
         J: 'scope,
         D: 'scope,
     {
-        let (jobs, taken) = channel::<J>();
         let (tell, done) = channel();
-        let taken = Arc::new(Mutex::new(taken));
-        for _ in 0..threads.max(1) {
-            let (taken, tell) = (Arc::clone(&taken), tell.clone());
-            scope.spawn(move || {
-                loop {
-                    // The guard is released at the end of this statement, before the job is run.
-                    let job = taken.lock().unwrap_or_else(PoisonError::into_inner).recv();
-                    let Ok(job) = job else { return };
-                    if tell.send(attempt(job)).is_err() {
-                        return;
+        let start = |threads: usize| {
+            let (jobs, taken) = channel::<J>();
+            let taken = Arc::new(Mutex::new(taken));
+            for _ in 0..threads.max(1) {
+                let (taken, tell) = (Arc::clone(&taken), tell.clone());
+                scope.spawn(move || {
+                    loop {
+                        // The guard is released at the end of this statement, before the job is run.
+                        let job = taken.lock().unwrap_or_else(PoisonError::into_inner).recv();
+                        let Ok(job) = job else { return };
+                        if tell.send(attempt(job)).is_err() {
+                            return;
+                        }
                     }
-                }
-            });
-        }
-        Lanes::Pool { jobs, done }
+                });
+            }
+            jobs
+        };
+        Lanes::Pool { groups: groups.iter().map(|threads| start(*threads)).collect(), done }
     }
 
+    /// Submits a job to the first group.
     pub(crate) fn submit(&mut self, job: J) {
+        self.submit_to(0, job);
+    }
+
+    /// Submits a job to a group that was started. Inline, there are no groups.
+    pub(crate) fn submit_to(&mut self, group: usize, job: J) {
         match self {
             Lanes::Inline { attempt, order, waiting, ahead } => {
                 waiting.push(job);
@@ -87,7 +97,7 @@ impl<'a, J: Send + 'a, D: Send + 'a> Lanes<'a, J, D> {
                 }
             }
             // The threads live as long as the lanes, so the job is received.
-            Lanes::Pool { jobs, .. } => drop(jobs.send(job)),
+            Lanes::Pool { groups, .. } => drop(groups.get(group).map(|jobs| jobs.send(job))),
         }
     }
 

@@ -89,7 +89,7 @@ enum Job {
 
 /// Its result.
 enum Done {
-    Fetched(FetchedPage),
+    Fetched(Box<FetchedPage>),
     /// An error if the commit panicked.
     Committed(std::thread::Result<Committed>),
 }
@@ -97,8 +97,12 @@ enum Done {
 /// The result of a commit: of each page, unless an earlier page of its listing could not be stored.
 type Committed = Vec<(Held, Option<Result<CommittedPage>>)>;
 
-/// The lanes in which pages are fetched and committed.
+/// The lanes in which pages are fetched, in the first group, and committed.
 type PageLanes<'a> = Lanes<'a, Job, Done>;
+
+/// The group of the lane that commits. It has a thread of its own, so that the allocator keeps memory for commits only
+/// once.
+const COMMITS: usize = 1;
 
 impl Invocation<'_> {
     /// Extracts the data, from where its listings are, and answers. It answers while the lanes still exist, so that a
@@ -118,7 +122,7 @@ impl Invocation<'_> {
             FetchedPage { no, page }
         };
         let work = |job: Job| match job {
-            Job::Fetch(page) => Done::Fetched(fetch(page)),
+            Job::Fetch(page) => Done::Fetched(Box::new(fetch(page))),
             Job::Commit(held) => Done::Committed(catch_unwind(AssertUnwindSafe(|| {
                 span.in_scope(|| commit(&context.run, held))
             }))),
@@ -132,8 +136,7 @@ impl Invocation<'_> {
             Some(seed) if self.settings.ahead > 0 => go(Lanes::inline_ahead(&work, seed)),
             Some(seed) => go(Lanes::inline(&work, seed)),
             None => {
-                // One of them commits.
-                std::thread::scope(|scope| go(Lanes::pool(scope, &work, self.settings.concurrency + 1)))
+                std::thread::scope(|scope| go(Lanes::pool(scope, &work, &[self.settings.concurrency, 1])))
             }
         }
     }
@@ -513,7 +516,7 @@ impl<'p, 'd> Pages<'p, 'd> {
     /// A failure that is not sent to the platform, or after which nothing is being committed.
     fn take_in(&mut self, done: Done, last_item_type: &mut Option<String>) -> Result<(), Stop> {
         match done {
-            Done::Fetched(page) => self.fetched(page, last_item_type).or_else(|stop| self.meet(stop)),
+            Done::Fetched(page) => self.fetched(*page, last_item_type).or_else(|stop| self.meet(stop)),
             Done::Committed(Ok(committed)) => self.commit_ended(committed),
             Done::Committed(Err(panic)) => resume_unwind(panic),
         }
@@ -680,7 +683,7 @@ impl<'p, 'd> Pages<'p, 'd> {
             // The room of a checkpoint is computed from what is stored.
             return self.commit_ended(commit(&self.context.run, held));
         }
-        self.lanes.submit(Job::Commit(held));
+        self.lanes.submit_to(COMMITS, Job::Commit(held));
         Ok(())
     }
 

@@ -244,7 +244,7 @@ impl Invocation<'_> {
             Accepted::Work(run) => match self.settings.inline_seed {
                 Some(seed) => self.work(extractor, &run, keeper, phase, Lanes::inline(&attempt, seed)),
                 None => std::thread::scope(|scope| {
-                    let lanes = Lanes::pool(scope, &attempt, self.settings.lanes);
+                    let lanes = Lanes::pool(scope, &attempt, &[self.settings.lanes]);
                     self.work(extractor, &run, keeper, phase, lanes)
                 }),
             },
