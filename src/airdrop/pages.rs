@@ -8,9 +8,10 @@
 //!   have 2,000 records and no other page arrives within 5 ms; at the latest when they are 100 pages, 4,000 records,
 //!   4 MiB or 50 ms old; and at once if a page names child listings, which come next. The store accepts a page only if
 //!   its listing is at the cursor that the page was fetched with.
-//! - A lane commits, one transaction after the other. Pages that arrive meanwhile are checked and held, until they are
-//!   as many as a commit takes; then nothing is begun until the commit has ended. What the store has to be changed for
-//!   otherwise, as for uploads, waits for that, too. Where a checkpoint is kept, the loop waits for each commit.
+//! - A lane commits, one transaction after the other. Pages that arrive meanwhile are checked and held. Once they are
+//!   as much as a commit takes, nothing is begun until the commit has ended. Uploads that are under way go on, but what
+//!   happened to them is stored, and others are begun, between two commits. Where a checkpoint is kept, the loop waits
+//!   for each commit.
 //! - A page that is fetched ahead sees the values set by the held pages of its listing. A page of another listing is
 //!   begun only once these are stored.
 //! - If a page is refused, the pages fetched ahead of it are dropped. If a page does not arrive, the pages before it
@@ -45,7 +46,7 @@ use super::check::Checks;
 use super::context::{Context, ValuesAhead};
 use super::delivery::{Delivery, POLL};
 use super::extractor::caught;
-use super::invocation::{Ending, Invocation, Stop};
+use super::invocation::{Ending, Invocation, Stop, is_told};
 use super::json_cursors::{AnyExtractor, CursorJson};
 use super::keeper::Keeper;
 use super::lanes::Lanes;
@@ -94,7 +95,7 @@ enum Done {
     Committed(std::thread::Result<Committed>),
 }
 
-/// The result of a commit: of each page, unless an earlier page of its listing could not be stored.
+/// The result of a commit: of each page, unless an earlier page of its listing could not be stored, or nothing could.
 type Committed = Vec<(Held, Option<Result<CommittedPage>>)>;
 
 /// The lanes in which pages are fetched, in the first group, and committed.
@@ -164,15 +165,16 @@ fn commit(run: &Run, held: Vec<Held>) -> Committed {
         }
         // A page that cannot be stored must not keep the others from being stored.
         Err(_) if held.len() > 1 => {
-            let mut refused = BTreeSet::new();
+            let (mut refused, mut is_over) = (BTreeSet::new(), false);
             let one_by_one = held.into_iter().map(|one| {
                 // The pages that follow it in its listing cannot be stored either.
-                if refused.contains(&one.no) {
+                if is_over || refused.contains(&one.no) {
                     return (one, None);
                 }
                 let committed = run.commit(&[&one.page]).map(|committed| committed.into_iter().next());
-                if committed.is_err() {
+                if let Err(error) = &committed {
                     refused.insert(one.no);
+                    is_over = !is_told(error);
                 }
                 (one, committed.transpose())
             });
@@ -641,10 +643,10 @@ impl<'p, 'd> Pages<'p, 'd> {
         if self.held.is_empty() { Duration::MAX } else { HELD_FOR.saturating_sub(age) }
     }
 
-    /// Whether the held pages must be committed before anything else is begun.
+    /// Whether held pages must be committed now, if no others are being committed.
     fn is_commit_due(&self) -> bool {
         let Some(newest) = self.held.last() else { return false };
-        newest.page.names_children()
+        self.held.iter().any(|held| held.page.names_children())
             // The room of a checkpoint is computed from what is stored.
             || (self.keeper.is_some() && newest.page.has_more())
             || self.commit_due_in() == Duration::ZERO
@@ -677,8 +679,7 @@ impl<'p, 'd> Pages<'p, 'd> {
     fn commit(&mut self) -> Result<(), Stop> {
         let later = self.held.split_off(self.enough().unwrap_or(self.held.len()));
         let held = std::mem::replace(&mut self.held, later);
-        let now = self.now();
-        (self.held_since, self.committing_since) = (now, Some(now));
+        self.committing_since = Some(self.now());
         if self.keeper.is_some() {
             // The room of a checkpoint is computed from what is stored.
             return self.commit_ended(commit(&self.context.run, held));
@@ -701,7 +702,7 @@ impl<'p, 'd> Pages<'p, 'd> {
                 None => {}
             }
         }
-        self.deliver()?;
+        self.deliver().or_else(|error| self.meet(error.into()))?;
         self.longest_commit = self.longest_commit.max(self.now().saturating_sub(began_at));
         Ok(())
     }

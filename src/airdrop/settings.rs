@@ -134,7 +134,8 @@ impl Serve {
     /// MiB by default. So the next page is fetched while the one before it is checked, compressed and stored, and
     /// while batches are uploaded. With 0, a page is fetched only once the one before it is stored.
     ///
-    /// Memory use is bounded by this, plus one page for each that is [fetched at once](Serve::concurrency).
+    /// Memory use is bounded by this, or by what is stored together (see below) twice, if that is more, plus one page for
+    /// each that is [fetched at once](Serve::concurrency).
     ///
     /// # What an extractor sees
     /// [`Extractor::page`](super::Extractor::page) is called with a cursor while the page that returned it may not be
@@ -150,10 +151,10 @@ impl Serve {
     ///
     /// # What a kill costs
     /// The pages in flight, one per listing and at most [`Serve::concurrency`] in all, and the pages that arrived and
-    /// are not stored. These are stored together once the first of them is 50 ms old, or they have 4,000 records, 4
+    /// are not stored. These are stored together, after others that are being stored, once the first of them is 50 ms old, or they have 4,000 records, 4
     /// MiB or 100 pages; and at once if nothing can be fetched before that. While they are being stored, others may
-    /// arrive, until these have as much. The next invocation fetches them again, and nothing is announced twice. With 0
-    /// and one listing at a time, a kill costs one page.
+    /// arrive, until these have as much. The next invocation fetches them again, and nothing is announced twice. With 0,
+    /// a kill costs at most one page of each listing.
     ///
     /// ```
     /// use highwater::airdrop::Serve;

@@ -327,9 +327,9 @@ impl Outside {
             let of_run = (run.id.clone(), of.clone());
             let ends = self.streams.get(&of_run).copied().unwrap_or_default();
             let reasons = [
-                ("attachment/refused-by-the-source", ends.last > 0),
-                ("attachment/failed-five-times", ends.broken >= TRIES),
-                ("attachment/not-confirmed", self.cannot_be_confirmed(&of_run)),
+                ("refused-by-the-source", ends.last > 0),
+                ("failed-five-times", ends.broken >= TRIES),
+                ("not-confirmed", self.cannot_be_confirmed(&of_run)),
             ];
             let before = announced.delivered.get(&(run.unit.as_str(), of.clone()));
             let unchanged = remembers && before.is_some_and(|before| urls.contains(before));

@@ -111,7 +111,7 @@ impl<'a, M: Make> Play<'a, M> {
         // The ERROR last: any other broken promise says more.
         let mut verdict = verdict.and_then(|()| world.verdict(at_once)).and_then(|given_up| {
             for (reason, times) in given_up {
-                *report.faults.entry(reason.to_owned()).or_default() += times;
+                *report.given_up.entry(reason).or_default() += times;
             }
             match &world.error_for_no_reason {
                 Some(what) => Err(Violation { kind: Broken::Conversation, what: what.clone() }),

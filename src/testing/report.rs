@@ -19,8 +19,10 @@ pub struct Report {
     pub deaths: u64,
     /// Images left by a second crash, during the recovery from the first.
     pub second_crashes: u64,
-    /// How often each fault fired; and under `attachment/`, why attachments were given up.
+    /// How often each fault fired.
     pub faults: BTreeMap<String, u64>,
+    /// Why attachments were given up, and how many: `failed-five-times`, `not-confirmed`, `refused-by-the-source`.
+    pub given_up: BTreeMap<&'static str, u64>,
     /// Schedules that lost a record.
     pub lost: u64,
     /// Schedules that announced a record twice, or one that was never staged.
@@ -94,6 +96,9 @@ impl Report {
         for (fault, times) in other.faults {
             *self.faults.entry(fault).or_default() += times;
         }
+        for (reason, times) in other.given_up {
+            *self.given_up.entry(reason).or_default() += times;
+        }
         self.lost += other.lost;
         self.duplicated += other.duplicated;
         self.unopenable += other.unopenable;
@@ -122,6 +127,9 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (fault, times) in &self.faults {
             writeln!(f, "fault {fault}: {times}")?;
+        }
+        for (reason, times) in &self.given_up {
+            writeln!(f, "attachments given up, {reason}: {times}")?;
         }
         writeln!(
             f,

@@ -173,5 +173,5 @@ fn an_attachment_that_the_platform_lost_once_and_the_source_failed_four_times_ma
     let report = Explore::new().without_disk().replay(schedule, SimSource::new).unwrap();
     assert!(report.failure.is_none(), "{report}");
     assert_eq!(report.faults.get("upload/lost"), Some(&2), "{report}");
-    assert!(report.faults.contains_key("attachment/failed-five-times"), "{report}");
+    assert!(report.given_up.contains_key("failed-five-times"), "{report}");
 }

@@ -20,6 +20,9 @@ fn every_record_is_announced_exactly_once_wherever_the_process_dies() {
             "{fault} never happened\n{report}"
         );
     }
+    for reason in ["failed-five-times", "refused-by-the-source"] {
+        assert!(report.given_up.contains_key(reason), "no attachment was given up: {reason}\n{report}");
+    }
     assert!(report.states >= states() && report.deaths > 0 && report.second_crashes > 0, "{report}");
     // With a disk, nothing lies outside of the promise: no failure is counted apart.
     assert_eq!(report.outside, 0, "{report}");
@@ -27,8 +30,6 @@ fn every_record_is_announced_exactly_once_wherever_the_process_dies() {
 
 /// Everything that may befall an extractor.
 const FAULTS: &[&str] = &[
-    "attachment/failed-five-times",
-    "attachment/refused-by-the-source",
     "clock/ahead",
     "clock/back",
     "confirm/302-before",
@@ -154,7 +155,7 @@ fn an_attachment_that_the_platform_did_not_take_five_times_may_be_given_up() {
         (12..40).map(|upload| format!("call=upload/{upload}/{}", fates[upload % fates.len()])).collect();
     let report = Explore::new().replay(&format!("seed=7 {}", acts.join(" ")), SimSource::new).unwrap();
     assert!(report.failure.is_none(), "{report}");
-    assert!(report.faults.contains_key("attachment/failed-five-times"), "{report}");
+    assert!(report.given_up.contains_key("failed-five-times"), "{report}");
 }
 
 /// An attachment's confirm is refused, and once more under its second id, or, if the process died before the first
@@ -168,7 +169,7 @@ fn an_attachment_that_could_not_be_confirmed_may_be_given_up_wherever_the_proces
             format!("seed=7 call=confirm/12/refused-400 call=confirm/13/refused-400 kill=0@{position}");
         let report = Explore::new().replay(&schedule, SimSource::new).unwrap();
         assert!(report.failure.is_none(), "{report}");
-        if report.deaths == 1 && report.faults.contains_key("attachment/not-confirmed") {
+        if report.deaths == 1 && report.given_up.contains_key("not-confirmed") {
             given_up += 1;
         }
     }
@@ -181,7 +182,7 @@ fn an_attachment_that_is_refused_in_doubt_may_be_given_up() {
     let schedule = "seed=7 call=confirm/12/timed-out call=confirm/14/refused-400";
     let report = Explore::new().replay(schedule, SimSource::new).unwrap();
     assert!(report.failure.is_none(), "{report}");
-    assert_eq!(report.faults.get("attachment/not-confirmed"), Some(&1), "{report}");
+    assert_eq!(report.given_up.get("not-confirmed"), Some(&1), "{report}");
 }
 
 /// The open store is replaced by an empty one, and then an old event comes. The new store cannot know that the event
