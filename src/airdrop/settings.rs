@@ -151,10 +151,10 @@ impl Serve {
     ///
     /// # What a kill costs
     /// The pages in flight, one per listing and at most [`Serve::concurrency`] in all, and the pages that arrived and
-    /// are not stored. These are stored together, after others that are being stored, once the first of them is 50 ms old, or they have 4,000 records, 4
-    /// MiB or 100 pages; and at once if nothing can be fetched before that. While they are being stored, others may
-    /// arrive, until these have as much. The next invocation fetches them again, and nothing is announced twice. With 0,
-    /// a kill costs at most one page of each listing.
+    /// are not stored. These are stored together, after others that are being stored, once the first of them is 50 ms
+    /// old, or they have 4,000 records, 4 MiB or 100 pages; and at once if nothing can be fetched before that. While
+    /// they are being stored, others may arrive, until these have as much. The next invocation fetches them again,
+    /// and nothing is announced twice. With 0, a kill costs at most one page of each listing.
     ///
     /// ```
     /// use highwater::airdrop::Serve;
