@@ -1,7 +1,7 @@
 //! Where slow calls are made: several at once in threads, or one after the other in a seeded order.
 //!
-//! The loop in `serve` decides; a lane only makes one attempt and returns its result. The inline lane is
-//! for the crash explorer: it has no threads, and a seed decides the order of attempts.
+//! The loop in `serve` decides; a lane only makes one attempt and returns its result. The inline lane is for the crash
+//! explorer: it has no threads, and a seed decides the order of attempts.
 
 use std::collections::VecDeque;
 use std::fmt;

@@ -155,6 +155,7 @@ fn an_attachment_that_the_platform_did_not_take_five_times_may_be_given_up() {
         (12..40).map(|upload| format!("call=upload/{upload}/{}", fates[upload % fates.len()])).collect();
     let report = Explore::new().replay(&format!("seed=7 {}", acts.join(" ")), SimSource::new).unwrap();
     assert!(report.failure.is_none(), "{report}");
+    assert!(report.faults.contains_key("upload/storage-503"), "{report}");
     assert!(report.given_up.contains_key("failed-five-times"), "{report}");
 }
 
@@ -170,6 +171,7 @@ fn an_attachment_that_could_not_be_confirmed_may_be_given_up_wherever_the_proces
         let report = Explore::new().replay(&schedule, SimSource::new).unwrap();
         assert!(report.failure.is_none(), "{report}");
         if report.deaths == 1 && report.given_up.contains_key("not-confirmed") {
+            assert_eq!(report.faults.get("confirm/refused-400"), Some(&2), "{report}");
             given_up += 1;
         }
     }
