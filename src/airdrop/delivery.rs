@@ -9,8 +9,8 @@
 //! - No more is confirmed than one message can carry.
 //! - Where checkpoints are kept, one is due after 30 seconds, 20 batches or 200 attachments. A save first closes open
 //!   batches, and waits for all batches to be uploaded.
-//! - One transaction stores everything about batches that ended since the last commit. Another does so for attachments,
-//!   together with the lines that name them.
+//! - One transaction stores everything about batches that ended since the last commit; the caller may add it to one of
+//!   its own ([`Delivery::take_batch_changes`]). Another does so for attachments, together with the lines that name them.
 //!
 //! This module does not decide what a failure of the source means: such an upload is returned to the caller by
 //! [`Delivery::take_attempted`].
@@ -83,6 +83,17 @@ enum Change {
     Failed(String),
 }
 
+/// What happened to uploads, and is being stored.
+type Moves = Vec<(UploadNo, Event)>;
+
+/// What happened to uploads of batches, for the caller to store.
+#[derive(Default)]
+pub(crate) struct BatchChanges {
+    /// As the store gets it.
+    pub(crate) settled: Vec<(u64, BatchSettling)>,
+    moves: Moves,
+}
+
 /// Calls of one kind.
 struct Calls {
     at_once: usize,
@@ -109,6 +120,8 @@ pub(crate) struct Delivery<'a> {
     saved_at: Duration,
     /// Changes that are not stored yet.
     unstored: Vec<(UploadNo, Change)>,
+    /// When the oldest of them was made.
+    unstored_since: Duration,
     /// Results of attempts to upload attachments, including those that cannot be delivered, in order.
     attempted: Vec<(u64, Result<(), Failure>)>,
     left_over: bool,
@@ -147,6 +160,7 @@ impl<'a> Delivery<'a> {
             position: 0,
             saved_at: clock.elapsed(),
             unstored: Vec::new(),
+            unstored_since: Duration::ZERO,
             attempted: Vec::new(),
             left_over: false,
             halt: None,
@@ -238,19 +252,26 @@ impl<'a> Delivery<'a> {
 
     /// Makes the calls about batches that can be made and handles those that ended, without waiting.
     pub(crate) fn step(&mut self) -> Result<()> {
-        self.start()?;
-        self.gather(Duration::ZERO)?;
+        self.make_calls()?;
         self.commit()?;
         self.start()
     }
 
-    /// Waits until a call ends, or a batch is due for a retry.
+    /// Like [`Delivery::step`], but stores nothing.
+    pub(crate) fn make_calls(&mut self) -> Result<()> {
+        self.start()?;
+        self.gather(Duration::ZERO)?;
+        self.start()
+    }
+
+    /// Stores what ended, and waits until a call ends, or a batch is due for a retry.
     pub(crate) fn wait(&mut self) -> Result<()> {
         self.wait_until(None)
     }
 
     /// Like [`Delivery::wait`], but not beyond this moment.
     pub(crate) fn wait_until(&mut self, until: Option<Duration>) -> Result<()> {
+        self.commit()?;
         self.start()?;
         let left = |until: Duration| until.saturating_sub(self.clock.elapsed());
         if self.batches.in_flight > 0 {
@@ -537,7 +558,19 @@ impl<'a> Delivery<'a> {
             ToDo::StoreGivingUp => Change::GivingUp,
             _ => return,
         };
+        self.to_store(no, change);
+    }
+
+    fn to_store(&mut self, no: UploadNo, change: Change) {
+        if self.unstored.is_empty() {
+            self.unstored_since = self.clock.elapsed();
+        }
         self.unstored.push((no, change));
+    }
+
+    /// Since when changes wait to be stored.
+    pub(crate) fn unstored_since(&self) -> Option<Duration> {
+        (!self.unstored.is_empty()).then_some(self.unstored_since)
     }
 
     /// An upload cannot go on. A batch stays as it is stored, and halts the delivery. An attachment is returned to
@@ -646,63 +679,80 @@ impl<'a> Delivery<'a> {
     /// Stores what ended, and moves it on.
     pub(crate) fn commit(&mut self) -> Result<()> {
         while !self.unstored.is_empty() {
-            let changes = std::mem::take(&mut self.unstored);
-            let event = |change: &Change| match change {
-                Change::Id => Some(Event::IdStored),
-                Change::Confirmed => Some(Event::ConfirmStored),
-                Change::GivingUp => Some(Event::GivingUpStored),
-                Change::Retry { .. } | Change::Failed(_) => None,
-            };
-            let mut stored: Vec<_> =
-                changes.iter().filter_map(|(no, change)| Some((*no, event(change)?))).collect();
-            let used = match self.settle(changes) {
-                Ok(used) => used,
-                Err(error) => {
-                    // An error that the platform is told of does not end the work at once: what waits for the store then
-                    // waits for the next invocation.
-                    for (no, _) in stored {
-                        self.leave(no);
-                    }
-                    return Err(error);
-                }
-            };
-            for (no, event) in &mut stored {
-                if used.contains(no) {
-                    *event = Event::IdUsed;
-                }
+            let changes = self.take_batch_changes()?;
+            if !changes.settled.is_empty() {
+                let used = self.run.settle_batches(&changes.settled);
+                self.batches_stored(changes, used)?;
             }
-            for (no, event) in stored {
-                self.stored(no, event);
-            }
+            self.commit_attachments()?;
         }
         Ok(())
     }
 
-    /// Stores these changes. Returns the uploads whose id the run has used before.
-    fn settle(&mut self, changes: Vec<(UploadNo, Change)>) -> Result<BTreeSet<UploadNo>> {
-        let (mut batches, mut attachments) = (Vec::new(), Vec::new());
-        for (no, change) in changes {
-            match no {
-                UploadNo::Batch(seq) => batches.extend(self.settling_of_batch(seq, &change)?),
-                UploadNo::Attachment(number) => attachments.extend(self.settling(number, change)?),
+    /// Takes what happened to uploads of batches. The caller stores it, and returns it to
+    /// [`Delivery::batches_stored`].
+    pub(crate) fn take_batch_changes(&mut self) -> Result<BatchChanges> {
+        let changes: Vec<_> =
+            self.unstored.extract_if(.., |(no, _)| matches!(no, UploadNo::Batch(_))).collect();
+        let moves = moves(&changes);
+        let settled =
+            changes.iter().filter_map(|(no, change)| self.settling_of_batch(*no, change).transpose());
+        match settled.collect() {
+            Ok(settled) => Ok(BatchChanges { settled, moves }),
+            Err(error) => Err(self.not_stored(moves, error)),
+        }
+    }
+
+    /// Moves batches on whose changes were stored, except those whose id the run has `used` before; or leaves them to
+    /// the next invocation, if nothing was stored.
+    pub(crate) fn batches_stored(&mut self, changes: BatchChanges, used: Result<Vec<u64>>) -> Result<()> {
+        match used {
+            Ok(used) => {
+                self.all_stored(changes.moves, &used.into_iter().map(UploadNo::Batch).collect());
+                Ok(())
             }
+            Err(error) => Err(self.not_stored(changes.moves, error)),
         }
-        let mut used = BTreeSet::new();
-        if !batches.is_empty() {
-            used.extend(self.run.settle_batches(&batches)?.into_iter().map(UploadNo::Batch));
+    }
+
+    /// Stores what ended of attachments, and moves it on.
+    fn commit_attachments(&mut self) -> Result<()> {
+        let changes: Vec<_> =
+            self.unstored.extract_if(.., |(no, _)| matches!(no, UploadNo::Attachment(_))).collect();
+        if changes.is_empty() {
+            return Ok(());
         }
-        if !attachments.is_empty() {
-            let (closed, used_attachments) =
-                self.run.settle_attachments(attachments, LINES, self.position)?;
-            self.add(closed);
-            used.extend(used_attachments.into_iter().map(UploadNo::Attachment));
+        let moves = moves(&changes);
+        let settled = changes.into_iter().filter_map(|(no, change)| self.settling(no, change).transpose());
+        let settled = settled.collect::<Result<_>>();
+        match settled.and_then(|settled| self.run.settle_attachments(settled, LINES, self.position)) {
+            Ok((closed, used)) => {
+                self.add(closed);
+                self.all_stored(moves, &used.into_iter().map(UploadNo::Attachment).collect());
+                Ok(())
+            }
+            Err(error) => Err(self.not_stored(moves, error)),
         }
-        Ok(used)
+    }
+
+    /// Nothing was stored. An error that the platform is told of does not end the work at once: what waits for the
+    /// store then waits for the next invocation.
+    fn not_stored(&mut self, moves: Moves, error: Error) -> Error {
+        for (no, _) in moves {
+            self.leave(no);
+        }
+        error
+    }
+
+    fn all_stored(&mut self, moves: Moves, used: &BTreeSet<UploadNo>) {
+        for (no, event) in moves {
+            self.stored(no, if used.contains(&no) { Event::IdUsed } else { event });
+        }
     }
 
     /// The form in which the store gets a change of a batch.
-    fn settling_of_batch(&mut self, seq: u64, change: &Change) -> Result<Option<(u64, BatchSettling)>> {
-        let Some(upload) = self.uploads.get(&UploadNo::Batch(seq)) else { return Ok(None) };
+    fn settling_of_batch(&mut self, no: UploadNo, change: &Change) -> Result<Option<(u64, BatchSettling)>> {
+        let Some(upload) = self.uploads.get(&no) else { return Ok(None) };
         let (What::Batch(info), Some(artifact)) = (&upload.what, &upload.artifact) else { return Ok(None) };
         let settling = match change {
             Change::Id => BatchSettling::Uploaded(artifact.clone()),
@@ -717,12 +767,12 @@ impl<'a> Delivery<'a> {
                 BatchSettling::Confirmed
             }
         };
-        Ok(Some((seq, settling)))
+        Ok(Some((info.seq, settling)))
     }
 
     /// The form in which the store gets a change of an attachment.
-    fn settling(&mut self, number: u64, change: Change) -> Result<Option<(u64, Settling)>> {
-        let no = UploadNo::Attachment(number);
+    fn settling(&mut self, no: UploadNo, change: Change) -> Result<Option<(u64, Settling)>> {
+        let UploadNo::Attachment(number) = no else { return Ok(None) };
         let Some(upload) = self.uploads.get(&no) else { return Ok(None) };
         let What::Attachment { attachment, .. } = &upload.what else { return Ok(None) };
         let settling = match (change, &upload.artifact) {
@@ -800,7 +850,7 @@ impl<'a> Delivery<'a> {
         warn!(target: "highwater", attachment = attachment.id, tries, wait_ms = millis(wait), "attachment is tried again");
         upload.call_tries = 0;
         upload.ready_at = self.clock.elapsed().saturating_add(wait);
-        self.unstored.push((UploadNo::Attachment(number), Change::Retry { reason, wait }));
+        self.to_store(UploadNo::Attachment(number), Change::Retry { reason, wait });
     }
 
     /// Gives an attachment up. The reason is stored, and listed.
@@ -813,7 +863,7 @@ impl<'a> Delivery<'a> {
         match upload.rules.next(upload.state, Event::GivenUp) {
             Ok((state, _)) => {
                 upload.state = state;
-                self.unstored.push((no, Change::Failed(reason)));
+                self.to_store(no, Change::Failed(reason));
             }
             Err(illegal) => self.stop(no, &illegal.to_string()),
         }
@@ -859,4 +909,15 @@ impl<'a> Delivery<'a> {
         self.uploads.retain(|no, _| matches!(no, UploadNo::Batch(_)));
         self.attachments.in_flight = 0;
     }
+}
+
+/// What changes mean to their uploads, once they are stored.
+fn moves(changes: &[(UploadNo, Change)]) -> Moves {
+    let event = |change: &Change| match change {
+        Change::Id => Some(Event::IdStored),
+        Change::Confirmed => Some(Event::ConfirmStored),
+        Change::GivingUp => Some(Event::GivingUpStored),
+        Change::Retry { .. } | Change::Failed(_) => None,
+    };
+    changes.iter().filter_map(|(no, change)| Some((*no, event(change)?))).collect()
 }

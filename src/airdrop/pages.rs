@@ -9,9 +9,10 @@
 //!   4 MiB or 50 ms old; and at once if a page names child listings, which come next. The store accepts a page only if
 //!   its listing is at the cursor that the page was fetched with.
 //! - A lane commits, one transaction after the other. Pages that arrive meanwhile are checked and held. Once they are
-//!   as much as a commit takes, nothing is begun until the commit has ended. Uploads that are under way go on, but what
-//!   happened to them is stored, and others are begun, between two commits. Where a checkpoint is kept, the loop waits
+//!   as much as a commit takes, nothing is begun until the commit has ended. Where a checkpoint is kept, the loop waits
 //!   for each commit.
+//! - Uploads go on all the while. What happened to them is stored with the next pages that are committed, and without
+//!   pages once it is 50 ms old.
 //! - A page that is fetched ahead sees the values set by the held pages of its listing. A page of another listing is
 //!   begun only once these are stored.
 //! - If a page is refused, the pages fetched ahead of it are dropped. If a page does not arrive, the pages before it
@@ -25,8 +26,8 @@
 //!   makes progress, unless a stop is requested. A page that does not arrive is given up some time before the hard
 //!   limit, so that staged batches can still be announced.
 //!
-//! A kill costs the pages in flight, at most [`Serve::concurrency`](super::Serve::concurrency), the held pages, and those
-//! that are being committed.
+//! A kill costs the pages in flight, at most [`Serve::concurrency`](super::Serve::concurrency), the held pages, those
+//! that are being committed, and what happened to uploads since the last commit.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -38,13 +39,14 @@ use tracing::{Span, debug, info, warn};
 use crate::error::{Result, chain};
 use crate::model::{Phase, Safeguard, StreamName};
 use crate::store::{
-    Child, CommittedPage, CursorWatch, Page, PageOf, ReadyPage, Run, UnderRow, make_ready_in_order, refetched,
+    Child, Committed, CommittedPage, CursorWatch, Page, PageOf, ReadyPage, Run, UnderRow,
+    make_ready_in_order, refetched,
 };
 
 use super::answer::{MessageDetails, Outcome};
 use super::check::Checks;
 use super::context::{Context, ValuesAhead};
-use super::delivery::{Delivery, POLL};
+use super::delivery::{BatchChanges, Delivery, POLL};
 use super::extractor::caught;
 use super::invocation::{Ending, Invocation, Stop, is_told};
 use super::json_cursors::{AnyExtractor, CursorJson};
@@ -85,18 +87,30 @@ struct FetchedPage {
 /// What is done in a lane.
 enum Job {
     Fetch(PageFetch),
-    Commit(Vec<Held>),
+    Commit(ToCommit),
 }
 
 /// Its result.
 enum Done {
     Fetched(Box<FetchedPage>),
     /// An error if the commit panicked.
-    Committed(std::thread::Result<Committed>),
+    Committed(std::thread::Result<CommitDone>),
 }
 
-/// The result of a commit: of each page, unless an earlier page of its listing could not be stored, or nothing could.
-type Committed = Vec<(Held, Option<Result<CommittedPage>>)>;
+/// What is stored in one transaction.
+struct ToCommit {
+    held: Vec<Held>,
+    changes: BatchChanges,
+}
+
+/// The result of a commit.
+struct CommitDone {
+    /// Of each page, unless an earlier page of its listing could not be stored, or nothing could.
+    pages: Vec<(Held, Option<Result<CommittedPage>>)>,
+    changes: BatchChanges,
+    /// The batches whose id the run has used before.
+    used: Result<Vec<u64>>,
+}
 
 /// The lanes in which pages are fetched, in the first group, and committed.
 type PageLanes<'a> = Lanes<'a, Job, Done>;
@@ -124,8 +138,8 @@ impl Invocation<'_> {
         };
         let work = |job: Job| match job {
             Job::Fetch(page) => Done::Fetched(Box::new(fetch(page))),
-            Job::Commit(held) => Done::Committed(catch_unwind(AssertUnwindSafe(|| {
-                span.in_scope(|| commit(&context.run, held))
+            Job::Commit(to_commit) => Done::Committed(catch_unwind(AssertUnwindSafe(|| {
+                span.in_scope(|| commit(&context.run, to_commit))
             }))),
         };
         let go = |lanes: PageLanes<'_>| {
@@ -149,38 +163,46 @@ struct Held {
     page: ReadyPage,
 }
 
-/// Commits pages.
-fn commit(run: &Run, held: Vec<Held>) -> Committed {
+/// Commits pages, and what happened to uploads.
+fn commit(run: &Run, ToCommit { held, changes }: ToCommit) -> CommitDone {
     let mut pages: Vec<_> = held.iter().map(|held| &held.page).collect();
     let is_reversed = run.breaks(Safeguard::PagesInOrder);
     if is_reversed {
         pages.reverse();
     }
-    match run.commit(&pages) {
-        Ok(mut committed) => {
+    match run.commit(&pages, &changes.settled) {
+        Ok(Committed { mut pages, used }) => {
             if is_reversed {
-                committed.reverse();
+                pages.reverse();
             }
-            held.into_iter().zip(committed).map(|(held, committed)| (held, Some(Ok(committed)))).collect()
+            let pages = held.into_iter().zip(pages).map(|(held, page)| (held, Some(Ok(page)))).collect();
+            CommitDone { pages, changes, used: Ok(used) }
         }
-        // A page that cannot be stored must not keep the others from being stored.
-        Err(_) if held.len() > 1 => {
-            let (mut refused, mut is_over) = (BTreeSet::new(), false);
+        Err(error) if held.is_empty() => CommitDone { pages: Vec::new(), changes, used: Err(error) },
+        Err(error) if held.len() == 1 && changes.settled.is_empty() => {
+            let pages = held.into_iter().zip([Some(Err(error))]).collect();
+            CommitDone { pages, changes, used: Ok(Vec::new()) }
+        }
+        // What cannot be stored must not keep the rest from being stored.
+        Err(_) => {
+            let used = run.commit(&[], &changes.settled).map(|committed| committed.used);
+            let mut is_over = used.as_ref().is_err_and(|error| !is_told(error));
+            let mut refused = BTreeSet::new();
             let one_by_one = held.into_iter().map(|one| {
                 // The pages that follow it in its listing cannot be stored either.
                 if is_over || refused.contains(&one.no) {
                     return (one, None);
                 }
-                let committed = run.commit(&[&one.page]).map(|committed| committed.into_iter().next());
+                let committed =
+                    run.commit(&[&one.page], &[]).map(|committed| committed.pages.into_iter().next());
                 if let Err(error) = &committed {
                     refused.insert(one.no);
                     is_over = !is_told(error);
                 }
                 (one, committed.transpose())
             });
-            one_by_one.collect()
+            CommitDone { pages: one_by_one.collect(), changes, used }
         }
-        Err(error) => held.into_iter().zip([Some(Err(error))]).collect(),
     }
 }
 
@@ -314,11 +336,9 @@ impl<'p, 'd> Pages<'p, 'd> {
     fn fetch_all(mut self, last_item_type: &mut Option<String>) -> Result<(), Stop> {
         self.refetch()?;
         loop {
-            if !self.is_committing() {
-                self.delivery.step()?;
-                if self.is_commit_due() {
-                    self.commit()?;
-                }
+            self.delivery.make_calls()?;
+            if !self.is_committing() && self.is_commit_due() {
+                self.commit()?;
             }
             self.begin()?;
             let in_flight = self.scheduler.in_flight() > 0;
@@ -637,19 +657,22 @@ impl<'p, 'd> Pages<'p, 'd> {
         self.held.iter().map(|held| held.page.items()).sum()
     }
 
-    /// How long until the held pages are old enough to be committed.
+    /// How long until held pages, or changes of uploads, are old enough to be committed.
     fn commit_due_in(&self) -> Duration {
-        let age = self.now().saturating_sub(self.held_since);
-        if self.held.is_empty() { Duration::MAX } else { HELD_FOR.saturating_sub(age) }
+        let held_since = (!self.held.is_empty()).then_some(self.held_since);
+        let oldest = held_since.into_iter().chain(self.delivery.unstored_since()).min();
+        oldest.map_or(Duration::MAX, |oldest| HELD_FOR.saturating_sub(self.now().saturating_sub(oldest)))
     }
 
-    /// Whether held pages must be committed now, if no others are being committed.
+    /// Whether a commit must begin now, if none is under way.
     fn is_commit_due(&self) -> bool {
+        if self.commit_due_in() == Duration::ZERO {
+            return true;
+        }
         let Some(newest) = self.held.last() else { return false };
         self.held.iter().any(|held| held.page.names_children())
             // The room of a checkpoint is computed from what is stored.
             || (self.keeper.is_some() && newest.page.has_more())
-            || self.commit_due_in() == Duration::ZERO
             // The page that is being fetched may never arrive.
             || self.now() >= self.invocation.deadlines.abort_at()
             || self.enough().is_some()
@@ -675,23 +698,29 @@ impl<'p, 'd> Pages<'p, 'd> {
         self.is_committing() && self.enough().is_some()
     }
 
-    /// Begins to commit held pages.
+    /// Begins to commit held pages, and what happened to uploads.
     fn commit(&mut self) -> Result<(), Stop> {
+        let changes = match self.delivery.take_batch_changes() {
+            Ok(changes) => changes,
+            Err(error) => return self.meet(error.into()),
+        };
         let later = self.held.split_off(self.enough().unwrap_or(self.held.len()));
         let held = std::mem::replace(&mut self.held, later);
         self.committing_since = Some(self.now());
+        let to_commit = ToCommit { held, changes };
         if self.keeper.is_some() {
             // The room of a checkpoint is computed from what is stored.
-            return self.commit_ended(commit(&self.context.run, held));
+            return self.commit_ended(commit(&self.context.run, to_commit));
         }
-        self.lanes.submit_to(COMMITS, Job::Commit(held));
+        self.lanes.submit_to(COMMITS, Job::Commit(to_commit));
         Ok(())
     }
 
     /// Handles the result of a commit: delivers the batches that it closed, and saves a checkpoint if one is due.
-    fn commit_ended(&mut self, committed: Committed) -> Result<(), Stop> {
+    fn commit_ended(&mut self, CommitDone { pages, changes, used }: CommitDone) -> Result<(), Stop> {
         let began_at = self.committing_since.take().unwrap_or_default();
-        for (held, committed) in committed {
+        self.delivery.batches_stored(changes, used).or_else(|error| self.meet(error.into()))?;
+        for (held, committed) in pages {
             match committed {
                 Some(Ok(committed)) => self.committed(&held, committed)?,
                 Some(Err(error)) => {
@@ -702,7 +731,9 @@ impl<'p, 'd> Pages<'p, 'd> {
                 None => {}
             }
         }
-        self.deliver().or_else(|error| self.meet(error.into()))?;
+        if self.delivery.save_due() {
+            self.delivery.save().map(drop).or_else(|error| self.meet(error.into()))?;
+        }
         self.longest_commit = self.longest_commit.max(self.now().saturating_sub(began_at));
         Ok(())
     }

@@ -38,7 +38,7 @@ mod used_ids;
 pub(crate) use attachments::rebuild::InheritedLine;
 pub use attachments::{AttachmentCounts, Attachments, FailedAttachment, QueuedAttachment};
 pub(crate) use attachments::{Pending, Settling, UNSETTLED_MAX};
-pub(crate) use batches::staging::{CommittedPage, PageOf, ReadyPage, make_ready_in_order};
+pub(crate) use batches::staging::{Committed, CommittedPage, PageOf, ReadyPage, make_ready_in_order};
 pub(crate) use batches::states::{BatchInfo, BatchSettling, UnsettledBatch};
 pub use batches::{Batch, BatchKey, Batches};
 pub(crate) use checkpoint::{CHECKPOINT_KEY, Checkpoint, Position, Room};

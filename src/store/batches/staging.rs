@@ -42,7 +42,7 @@ use super::super::rows::{
 use super::super::run_handle::{Run, read_cursor};
 use super::super::tables::{Change, Rows};
 use super::payload;
-use super::states::{BatchInfo, UnsettledBatch, count, count_left_out};
+use super::states::{BatchInfo, BatchSettling, UnsettledBatch, count, count_left_out, settle};
 
 /// The position of a stream: `None` if it is exhausted, else the cursor of its next page.
 pub(super) type NextCursor<C> = Option<Option<C>>;
@@ -162,7 +162,7 @@ impl Run {
             });
         }
         page.cursor.as_ref().map_or(Ok(()), |next| watch.advance(&page.of, next))?;
-        let closed = self.commit(&[&page])?.into_iter().flat_map(|page| page.closed).collect();
+        let closed = self.commit(&[&page], &[])?.closed().collect();
         self.tell_far_more(stream, watch)?;
         Ok(closed)
     }
@@ -185,23 +185,29 @@ impl Run {
         page: Page<C>,
     ) -> Result<Vec<UnsettledBatch>> {
         let page = make_ready(PageOf::Stream(stream.clone()), phase, page)?;
-        Ok(self.commit_in(&[&page], batch_items)?.into_iter().flat_map(|page| page.closed).collect())
+        Ok(self.commit_in(&[&page], &[], batch_items)?.closed().collect())
     }
 
-    /// Stores pages of the data phase and the positions of their listings in one transaction, and closes the batches
-    /// that they fill, which have the store's batch size.
+    /// Stores in one transaction pages of the data phase and the positions of their listings, and what happened to
+    /// uploads of batches. Closes the batches that the pages fill, which have the store's batch size.
     ///
     /// # Durability
     /// When this returns `Ok`, all of it survives power loss.
     ///
     /// # Errors
-    /// Those of storing one page; nothing of any of them is stored.
-    pub(crate) fn commit(&self, pages: &[&ReadyPage]) -> Result<Vec<CommittedPage>> {
-        self.commit_in(pages, self.inner.settings.batch_items)
+    /// Those of storing one page, and of [`Run::settle_batches`]; nothing of all that is stored.
+    pub(crate) fn commit(&self, pages: &[&ReadyPage], settled: &[(u64, BatchSettling)]) -> Result<Committed> {
+        self.commit_in(pages, settled, self.inner.settings.batch_items)
     }
 
-    fn commit_in(&self, pages: &[&ReadyPage], batch_items: u32) -> Result<Vec<CommittedPage>> {
+    fn commit_in(
+        &self,
+        pages: &[&ReadyPage],
+        settled: &[(u64, BatchSettling)],
+        batch_items: u32,
+    ) -> Result<Committed> {
         self.change(|change, row| {
+            let used = settle(self, change, row, settled)?;
             let (mut open, mut full) = (OpenLines::default(), Vec::new());
             let mut stored = Vec::with_capacity(pages.len());
             for page in pages {
@@ -212,11 +218,11 @@ impl Run {
             open.put(self, change, row)?;
             // Those of all pages at once, so that they are compressed on all cores.
             let mut closed = put_batches(self, change, row, &full)?.into_iter();
-            let committed = stored.into_iter().map(|(batches, children)| CommittedPage {
+            let pages = stored.into_iter().map(|(batches, children)| CommittedPage {
                 closed: closed.by_ref().take(batches).collect(),
                 children,
             });
-            Ok(committed.collect())
+            Ok(Committed { pages: pages.collect(), used })
         })
     }
 
@@ -283,6 +289,21 @@ impl Run {
             None => read_cursor(self, stream, json),
             Some(parent) => read_cursor(self, &named(stream, parent), json),
         }
+    }
+}
+
+/// The result of a commit.
+#[derive(Debug)]
+pub(crate) struct Committed {
+    /// Those of its pages, in their order.
+    pub(crate) pages: Vec<CommittedPage>,
+    /// The batches whose id the run has used before: nothing of what happened to them is stored.
+    pub(crate) used: Vec<u64>,
+}
+
+impl Committed {
+    fn closed(self) -> impl Iterator<Item = UnsettledBatch> {
+        self.pages.into_iter().flat_map(|page| page.closed)
     }
 }
 
@@ -728,8 +749,9 @@ mod tests {
         let mut batches = Vec::new();
         let mut commit = |pages: &[ReadyPage]| {
             let pages: Vec<_> = pages.iter().collect();
-            let committed = run.commit(&pages).unwrap();
+            let committed = run.commit(&pages, &[]).unwrap();
             committed
+                .pages
                 .into_iter()
                 .map(|page| {
                     let closed = page.closed.len();
@@ -780,7 +802,7 @@ mod tests {
         let page = records.into_iter().fold(Page::more(1), |page, record| page.record("issues", record));
         let of = PageOf::Stream(StreamName::new("all").unwrap());
         let page = make_ready_in_order(of, page, None, Some("1".to_owned())).unwrap();
-        let closed = run.commit(&[&page]).unwrap().remove(0).closed;
+        let closed = run.commit(&[&page], &[]).unwrap().pages.remove(0).closed;
         let lines_of = |seq: u64| {
             let mut lines = Vec::new();
             decompress(&run.payload(seq)?, u64::MAX, &mut lines).unwrap();
@@ -827,7 +849,7 @@ mod tests {
         let mut expected_of_two = String::new();
         for (from, next) in [(1, 2), (2, 3)] {
             let (page, lines) = page(from, next);
-            assert!(run.commit(&[&page]).unwrap().remove(0).closed.is_empty());
+            assert!(run.commit(&[&page], &[]).unwrap().pages.remove(0).closed.is_empty());
             expected_of_two += &lines;
         }
         let chunks = run.look(|rows, _| rows.all(&CHUNKS, &prefix)).unwrap();

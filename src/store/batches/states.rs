@@ -106,15 +106,7 @@ impl Run {
     /// `Invalid` if a batch is not in a state that allows it, or is stored under another id; `Fenced`, `Corrupt`, `Io`.
     /// Nothing of the whole group is stored.
     pub(crate) fn settle_batches(&self, group: &[(u64, BatchSettling)]) -> Result<Vec<u64>> {
-        self.change(|change, row| {
-            let mut used = Vec::new();
-            for (seq, settling) in group {
-                if !settle(self, change, row, *seq, settling)? {
-                    used.push(*seq);
-                }
-            }
-            Ok(used)
-        })
+        self.change(|change, row| settle(self, change, row, group))
     }
 }
 
@@ -129,8 +121,24 @@ pub(crate) enum BatchSettling {
     GivenUp,
 }
 
+/// Stores what happened to batches. Returns those whose id the run has used before: nothing of them is stored.
+pub(super) fn settle(
+    run: &Run,
+    change: &Change<'_>,
+    row: &mut RunRow,
+    group: &[(u64, BatchSettling)],
+) -> Result<Vec<u64>> {
+    let mut used = Vec::new();
+    for (seq, settling) in group {
+        if !settle_one(run, change, row, *seq, settling)? {
+            used.push(*seq);
+        }
+    }
+    Ok(used)
+}
+
 /// Stores what happened to one batch. Returns false, and stores nothing, if the run has used the id before.
-fn settle(
+fn settle_one(
     run: &Run,
     change: &Change<'_>,
     row: &mut RunRow,
