@@ -232,8 +232,8 @@ impl<'a> Delivery<'a> {
 
     /// More batches wait than the lanes can soon take: the source may pause.
     pub(crate) fn crowded(&self) -> bool {
-        let moving = |upload: &InFlight| upload.to_do() != ToDo::Save;
-        self.of_batches().filter(|upload| moving(upload)).count() > self.batches.at_once.saturating_mul(2)
+        let calls = self.of_batches().filter(|upload| matches!(upload.to_do(), ToDo::Upload | ToDo::Confirm));
+        calls.count() > self.batches.at_once.saturating_mul(2)
     }
 
     /// Whether the message can take no more.

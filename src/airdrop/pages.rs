@@ -695,7 +695,7 @@ impl<'p, 'd> Pages<'p, 'd> {
 
     /// Whether nothing more is begun before the commit that is under way has ended.
     fn is_full(&self) -> bool {
-        self.is_committing() && self.enough().is_some()
+        self.is_committing() && self.held_items() >= 6000
     }
 
     /// Begins to commit held pages, and what happened to uploads.
