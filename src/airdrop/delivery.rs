@@ -252,15 +252,9 @@ impl<'a> Delivery<'a> {
 
     /// Makes the calls about batches that can be made and handles those that ended, without waiting.
     pub(crate) fn step(&mut self) -> Result<()> {
-        self.make_calls()?;
-        self.commit()?;
-        self.start()
-    }
-
-    /// Like [`Delivery::step`], but stores nothing.
-    pub(crate) fn make_calls(&mut self) -> Result<()> {
         self.start()?;
         self.gather(Duration::ZERO)?;
+        self.commit()?;
         self.start()
     }
 
@@ -392,7 +386,7 @@ impl<'a> Delivery<'a> {
     }
 
     /// Makes the calls about batches that can be made now.
-    fn start(&mut self) -> Result<()> {
+    pub(crate) fn start(&mut self) -> Result<()> {
         let now = self.clock.elapsed();
         let mut held_back = false;
         let batches = UploadNo::Batch(0)..UploadNo::Attachment(0);
@@ -558,10 +552,10 @@ impl<'a> Delivery<'a> {
             ToDo::StoreGivingUp => Change::GivingUp,
             _ => return,
         };
-        self.to_store(no, change);
+        self.store_later(no, change);
     }
 
-    fn to_store(&mut self, no: UploadNo, change: Change) {
+    fn store_later(&mut self, no: UploadNo, change: Change) {
         if self.unstored.is_empty() {
             self.unstored_since = self.clock.elapsed();
         }
@@ -850,7 +844,7 @@ impl<'a> Delivery<'a> {
         warn!(target: "highwater", attachment = attachment.id, tries, wait_ms = millis(wait), "attachment is tried again");
         upload.call_tries = 0;
         upload.ready_at = self.clock.elapsed().saturating_add(wait);
-        self.to_store(UploadNo::Attachment(number), Change::Retry { reason, wait });
+        self.store_later(UploadNo::Attachment(number), Change::Retry { reason, wait });
     }
 
     /// Gives an attachment up. The reason is stored, and listed.
@@ -863,7 +857,7 @@ impl<'a> Delivery<'a> {
         match upload.rules.next(upload.state, Event::GivenUp) {
             Ok((state, _)) => {
                 upload.state = state;
-                self.to_store(no, Change::Failed(reason));
+                self.store_later(no, Change::Failed(reason));
             }
             Err(illegal) => self.stop(no, &illegal.to_string()),
         }

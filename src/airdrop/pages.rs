@@ -336,11 +336,12 @@ impl<'p, 'd> Pages<'p, 'd> {
     fn fetch_all(mut self, last_item_type: &mut Option<String>) -> Result<(), Stop> {
         self.refetch()?;
         loop {
-            self.delivery.make_calls()?;
+            self.delivery.gather(Duration::ZERO)?;
             if !self.is_committing() && self.is_commit_due() {
                 self.commit()?;
             }
             self.begin()?;
+            self.delivery.start()?;
             let in_flight = self.scheduler.in_flight() > 0;
             if self.is_committing() {
                 if let Some(done) = self.lanes.poll(POLL) {
@@ -695,7 +696,7 @@ impl<'p, 'd> Pages<'p, 'd> {
 
     /// Whether nothing more is begun before the commit that is under way has ended.
     fn is_full(&self) -> bool {
-        self.is_committing() && self.held_items() >= 6000
+        self.is_committing() && self.enough().is_some()
     }
 
     /// Begins to commit held pages, and what happened to uploads.

@@ -772,8 +772,10 @@ fn a_page_that_cannot_be_stored_keeps_none_back_of_those_that_came_with_it() {
 /// fetched again once it is mended.
 #[test]
 fn what_came_ahead_of_a_page_that_cannot_be_stored_is_dropped_and_comes_again() {
-    for inline in [None].into_iter().chain((0..32).map(Some)) {
-        let mut world = World::new(5);
+    for (inline, batch_items) in
+        [None].into_iter().chain((0..32).map(Some)).flat_map(|inline| [(inline, 5), (inline, 1)])
+    {
+        let mut world = World::new(batch_items);
         let serve = inline.map_or(Serve::new(), |seed| Serve::new().inline(seed));
         world.serve = serve.concurrency(2);
         let is_mended = AtomicBool::new(false);
@@ -797,5 +799,7 @@ fn what_came_ahead_of_a_page_that_cannot_be_stored_is_dropped_and_comes_again() 
         let expected: Vec<_> =
             ["a", "b"].iter().flat_map(|of| (0..6).map(move |at| format!("{of} {at}"))).collect();
         assert_eq!(sorted(world.airdrop.announced("run")), expected, "{inline:?}");
+        // What happened to uploads was stored without the page: none is made again.
+        assert_eq!(world.airdrop.uploads(), world.airdrop.named().len(), "{inline:?}, {batch_items}");
     }
 }

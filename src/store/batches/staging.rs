@@ -787,6 +787,38 @@ mod tests {
     }
 
     #[test]
+    fn pages_and_what_happened_to_uploads_are_stored_together_or_not_at_all() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::options().batch_items(2).open(folder.path().join("state.redb")).unwrap();
+        let run = store.sync_unit("unit").unwrap().begin().unwrap();
+        let uploaded = |id: &str| BatchSettling::Uploaded(ArtifactId::new(id).unwrap());
+        let state = || {
+            let uploads: Vec<_> =
+                run.unsettled().unwrap().into_iter().map(|batch| (batch.info.seq, batch.artifact)).collect();
+            let ids: Vec<_> =
+                uploads.iter().map(|(seq, id)| (*seq, id.as_ref().map(ArtifactId::as_str))).collect();
+            format!("{ids:?} {:?}", run.stream_position(&StreamName::new("all").unwrap()).unwrap())
+        };
+        let commit = |pages: &[&ReadyPage], settled: &[(u64, BatchSettling)]| run.commit(pages, settled);
+
+        assert_eq!(commit(&[&page("", 1, 0..2)], &[]).unwrap().used, Vec::<u64>::new());
+        let first = state();
+        assert_eq!(first, r#"[(1, None), (2, None)] Some(Some("1"))"#);
+        // A page that was fetched with another cursor, and a batch that does not exist: neither keeps anything.
+        commit(&[&page("7", 8, 2..4)], &[(1, uploaded("x"))]).unwrap_err();
+        assert_eq!(state(), first);
+        commit(&[&page("1", 2, 2..4)], &[(1, uploaded("x")), (9, uploaded("y"))]).unwrap_err();
+        assert_eq!(state(), first);
+        // An id that was used before keeps nothing but its own batch from being stored.
+        let together = [(1, uploaded("x")), (2, uploaded("x"))];
+        assert_eq!(commit(&[&page("1", 2, 2..4)], &together).unwrap().used, [2]);
+        assert_eq!(state(), r#"[(1, Some("x")), (2, None), (3, None), (4, None)] Some(Some("2"))"#);
+        let without_pages = [(1, BatchSettling::Confirmed), (2, uploaded("y"))];
+        assert_eq!(commit(&[], &without_pages).unwrap().pages.len(), 0);
+        assert_eq!(state(), r#"[(2, Some("y")), (3, None), (4, None)] Some(Some("2"))"#);
+    }
+
+    #[test]
     fn bytes_of_a_large_batch_and_lines_of_a_large_open_one_are_stored_in_pieces_of_which_none_may_be_missing()
      {
         let folder = tempfile::tempdir().unwrap();
