@@ -274,8 +274,13 @@ mod libdeflate {
     }
 }
 
-/// Compresses each batch's pieces of JSON Lines into a gzip member of its own, on all cores.
-pub(crate) fn compress_all(batches: &[Vec<&[u8]>], level: Level) -> Result<Vec<Pieces>> {
+/// Compresses each batch's pieces of JSON Lines into a gzip member of its own, on all cores. Calls `share_done` once this
+/// thread has compressed its share, and only waits for the others.
+pub(crate) fn compress_all(
+    batches: &[Vec<&[u8]>],
+    level: Level,
+    share_done: &dyn Fn(),
+) -> Result<Vec<Pieces>> {
     // To ask for the cores is to read files of the system.
     let cores = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
     let cores = if batches.len() < 2 { 1 } else { cores() };
@@ -283,7 +288,9 @@ pub(crate) fn compress_all(batches: &[Vec<&[u8]>], level: Level) -> Result<Vec<P
         share.iter().map(|pieces| compress(pieces, level)).collect::<Result<Vec<_>>>()
     };
     if cores < 2 {
-        return compress_share(batches);
+        let members = compress_share(batches);
+        share_done();
+        return members;
     }
     // The first share is this thread's own.
     let (own, others) = batches.split_at(batches.len().div_ceil(cores));
@@ -291,6 +298,7 @@ pub(crate) fn compress_all(batches: &[Vec<&[u8]>], level: Level) -> Result<Vec<P
         let threads: Vec<_> =
             others.chunks(own.len()).map(|share| scope.spawn(move || compress_share(share))).collect();
         let mut members = compress_share(own)?;
+        share_done();
         for thread in threads {
             match thread.join() {
                 Ok(share) => members.extend(share?),
@@ -400,13 +408,15 @@ mod tests {
                 assert_eq!(member, gzip.finish().unwrap(), "as another encoder writes it");
             }
             // Lines that came by many pages, in members made on several cores.
-            for other in compress_all(&[by_line.clone(), vec![&whole], by_line.clone()], level).unwrap() {
+            for other in
+                compress_all(&[by_line.clone(), vec![&whole], by_line.clone()], level, &|| ()).unwrap()
+            {
                 let (mut one, mut two) = (Vec::new(), Vec::new());
                 decompress(&member, u64::MAX, &mut one).unwrap();
                 decompress(&other.concat(), u64::MAX, &mut two).unwrap();
                 assert_eq!(one, two);
             }
-            let again = compress_all(&[by_line.clone(), by_line.clone()], level).unwrap();
+            let again = compress_all(&[by_line.clone(), by_line.clone()], level, &|| ()).unwrap();
             assert_eq!(again[0], again[1]);
             assert_eq!(again[0], compress(&by_line, level).unwrap());
             sizes.push(member.len());

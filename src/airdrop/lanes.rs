@@ -3,6 +3,7 @@
 //! The loop in `serve` decides; a lane only makes one attempt and returns its result. The inline lane is for the crash
 //! explorer: it has no threads, and a seed decides the order of attempts.
 
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -15,19 +16,40 @@ use crate::error::panic_text;
 
 use super::platform::{Fate, PlatformError};
 
-/// Makes one attempt at a job.
-pub(crate) type Attempt<'a, J, D> = &'a (dyn Fn(J) -> D + Sync);
+/// Makes one attempt at a job and returns its result. Before that, it may tell how far it is.
+pub(crate) type Attempt<'a, J, D> = &'a (dyn Fn(J, &dyn Fn(D)) -> D + Sync);
 
 /// The lanes of one invocation, for jobs of one kind.
 pub(crate) enum Lanes<'a, J, D> {
-    Inline { attempt: Attempt<'a, J, D>, order: fastrand::Rng, waiting: Vec<J>, ahead: Option<VecDeque<D>> },
+    Inline(Inline<'a, J, D>),
     Pool { groups: Vec<Sender<J>>, done: Receiver<D> },
+}
+
+/// Attempts are made in the caller's thread.
+pub(crate) struct Inline<'a, J, D> {
+    attempt: Attempt<'a, J, D>,
+    order: fastrand::Rng,
+    waiting: Vec<J>,
+    /// What attempts told and returned, in order.
+    told: VecDeque<D>,
+    /// Whether some attempts happen when they are submitted.
+    ahead: bool,
+}
+
+impl<J, D> Inline<'_, J, D> {
+    /// Makes the attempt that is next in the seed's order.
+    fn make_one(&mut self) {
+        let job = self.waiting.swap_remove(self.order.usize(..self.waiting.len()));
+        let told = RefCell::new(&mut self.told);
+        let done = (self.attempt)(job, &|done| told.borrow_mut().push_back(done));
+        told.borrow_mut().push_back(done);
+    }
 }
 
 impl<J, D> fmt::Debug for Lanes<'_, J, D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Lanes::Inline { .. } => "Inline",
+            Lanes::Inline(_) => "Inline",
             Lanes::Pool { .. } => "Pool",
         })
     }
@@ -36,14 +58,14 @@ impl<J, D> fmt::Debug for Lanes<'_, J, D> {
 impl<'a, J: Send + 'a, D: Send + 'a> Lanes<'a, J, D> {
     pub(crate) fn inline(attempt: Attempt<'a, J, D>, seed: u64) -> Self {
         let order = fastrand::Rng::with_seed(seed);
-        Lanes::Inline { attempt, order, waiting: Vec::new(), ahead: None }
+        Lanes::Inline(Inline { attempt, order, waiting: Vec::new(), told: VecDeque::new(), ahead: false })
     }
 
     /// Like [`Lanes::inline`], but the seed lets some attempts happen at once when they are submitted. So, as with
     /// threads, an attempt may come before or after whatever the caller does next.
     pub(crate) fn inline_ahead(attempt: Attempt<'a, J, D>, seed: u64) -> Self {
         let order = fastrand::Rng::with_seed(seed);
-        Lanes::Inline { attempt, order, waiting: Vec::new(), ahead: Some(VecDeque::new()) }
+        Lanes::Inline(Inline { attempt, order, waiting: Vec::new(), told: VecDeque::new(), ahead: true })
     }
 
     /// Starts groups of threads that end when the lanes are dropped. Each group, given by its number of threads, takes
@@ -68,7 +90,9 @@ impl<'a, J: Send + 'a, D: Send + 'a> Lanes<'a, J, D> {
                         // The guard is released at the end of this statement, before the job is run.
                         let job = taken.lock().unwrap_or_else(PoisonError::into_inner).recv();
                         let Ok(job) = job else { return };
-                        if tell.send(attempt(job)).is_err() {
+                        // That nobody waits for it is noticed by what is sent last.
+                        let done = attempt(job, &|done| drop(tell.send(done)));
+                        if tell.send(done).is_err() {
                             return;
                         }
                     }
@@ -87,13 +111,10 @@ impl<'a, J: Send + 'a, D: Send + 'a> Lanes<'a, J, D> {
     /// Submits a job to a group that was started. Inline, there are no groups.
     pub(crate) fn submit_to(&mut self, group: usize, job: J) {
         match self {
-            Lanes::Inline { attempt, order, waiting, ahead } => {
-                waiting.push(job);
-                if let Some(ahead) = ahead
-                    && order.bool()
-                {
-                    let job = waiting.swap_remove(order.usize(..waiting.len()));
-                    ahead.push_back(attempt(job));
+            Lanes::Inline(inline) => {
+                inline.waiting.push(job);
+                if inline.ahead && inline.order.bool() {
+                    inline.make_one();
                 }
             }
             // The threads live as long as the lanes, so the job is received.
@@ -101,18 +122,14 @@ impl<'a, J: Send + 'a, D: Send + 'a> Lanes<'a, J, D> {
         }
     }
 
-    /// The result of one attempt, if one ends within `wait`. Always `None` if nothing was submitted.
+    /// What an attempt told, or its result, if there is any within `wait`. Always `None` if nothing was submitted.
     pub(crate) fn poll(&mut self, wait: Duration) -> Option<D> {
         match self {
-            Lanes::Inline { attempt, order, waiting, ahead } => {
-                if let Some(done) = ahead.as_mut().and_then(VecDeque::pop_front) {
-                    return Some(done);
+            Lanes::Inline(inline) => {
+                if inline.told.is_empty() && !inline.waiting.is_empty() {
+                    inline.make_one();
                 }
-                if waiting.is_empty() {
-                    return None;
-                }
-                let job = waiting.swap_remove(order.usize(..waiting.len()));
-                Some(attempt(job))
+                inline.told.pop_front()
             }
             Lanes::Pool { done, .. } => done.recv_timeout(wait).ok(),
         }

@@ -9,8 +9,9 @@
 //!   4 MiB or 50 ms old; and at once if a page names child listings, which come next. The store accepts a page only if
 //!   its listing is at the cursor that the page was fetched with.
 //! - A lane commits, one transaction after the other. Pages that arrive meanwhile are checked and held. Once they are
-//!   as much as a commit takes, nothing is begun until the commit has ended. Where a checkpoint is kept, the loop waits
-//!   for each commit.
+//!   as much as a commit takes, nothing is begun until the lane mostly waits, for other threads that compress and for the
+//!   disk. Then half as much again is begun, so that its core has work. Where a checkpoint is kept, the loop waits for
+//!   each commit.
 //! - Uploads go on all the while. What happened to them is stored with the next pages that are committed, and without
 //!   pages once it is 50 ms old.
 //! - A page that is fetched ahead sees the values set by the held pages of its listing. A page of another listing is
@@ -90,9 +91,11 @@ enum Job {
     Commit(ToCommit),
 }
 
-/// Its result.
+/// Its result, and how far a commit is.
 enum Done {
     Fetched(Box<FetchedPage>),
+    /// The lane that commits has compressed its share of the batches, and mostly waits from now on.
+    CommitWaits,
     /// An error if the commit panicked.
     Committed(std::thread::Result<CommitDone>),
 }
@@ -136,10 +139,10 @@ impl Invocation<'_> {
             let page = span.in_scope(|| caught(|| extractor.page(context, &listing, cursor)));
             FetchedPage { no, page }
         };
-        let work = |job: Job| match job {
+        let work = |job: Job, tell: &dyn Fn(Done)| match job {
             Job::Fetch(page) => Done::Fetched(Box::new(fetch(page))),
             Job::Commit(to_commit) => Done::Committed(catch_unwind(AssertUnwindSafe(|| {
-                span.in_scope(|| commit(&context.run, to_commit))
+                span.in_scope(|| commit(&context.run, to_commit, &|| tell(Done::CommitWaits)))
             }))),
         };
         let go = |lanes: PageLanes<'_>| {
@@ -163,14 +166,14 @@ struct Held {
     page: ReadyPage,
 }
 
-/// Commits pages, and what happened to uploads.
-fn commit(run: &Run, ToCommit { held, changes }: ToCommit) -> CommitDone {
+/// Commits pages, and what happened to uploads. Calls `share_done` once this thread has compressed its share.
+fn commit(run: &Run, ToCommit { held, changes }: ToCommit, share_done: &dyn Fn()) -> CommitDone {
     let mut pages: Vec<_> = held.iter().map(|held| &held.page).collect();
     let is_reversed = run.breaks(Safeguard::PagesInOrder);
     if is_reversed {
         pages.reverse();
     }
-    match run.commit(&pages, &changes.settled) {
+    match run.commit(&pages, &changes.settled, share_done) {
         Ok(Committed { mut pages, used }) => {
             if is_reversed {
                 pages.reverse();
@@ -185,7 +188,7 @@ fn commit(run: &Run, ToCommit { held, changes }: ToCommit) -> CommitDone {
         }
         // What cannot be stored must not keep the rest from being stored.
         Err(_) => {
-            let used = run.commit(&[], &changes.settled).map(|committed| committed.used);
+            let used = run.settle_batches(&changes.settled);
             let mut is_over = used.as_ref().is_err_and(|error| !is_told(error));
             let mut refused = BTreeSet::new();
             let one_by_one = held.into_iter().map(|one| {
@@ -193,8 +196,9 @@ fn commit(run: &Run, ToCommit { held, changes }: ToCommit) -> CommitDone {
                 if is_over || refused.contains(&one.no) {
                     return (one, None);
                 }
-                let committed =
-                    run.commit(&[&one.page], &[]).map(|committed| committed.pages.into_iter().next());
+                let committed = run
+                    .commit(&[&one.page], &[], share_done)
+                    .map(|committed| committed.pages.into_iter().next());
                 if let Err(error) = &committed {
                     refused.insert(one.no);
                     is_over = !is_told(error);
@@ -253,8 +257,10 @@ struct Pages<'p, 'd> {
     checks_asked: bool,
     held: Vec<Held>,
     held_since: Duration,
-    /// Since when pages are being committed; `None` if none are.
+    /// Since when a commit is under way; `None` if none is.
     committing_since: Option<Duration>,
+    /// Whether its lane mostly waits.
+    commit_waits: bool,
     begun: u64,
     committed: u64,
     /// The longest time that a fetch took, and that a commit took with what follows it.
@@ -318,6 +324,7 @@ impl<'p, 'd> Pages<'p, 'd> {
             held: Vec::new(),
             held_since: Duration::ZERO,
             committing_since: None,
+            commit_waits: false,
             begun: 0,
             committed: 0,
             longest_fetch: Duration::ZERO,
@@ -540,6 +547,10 @@ impl<'p, 'd> Pages<'p, 'd> {
     fn take_in(&mut self, done: Done, last_item_type: &mut Option<String>) -> Result<(), Stop> {
         match done {
             Done::Fetched(page) => self.fetched(*page, last_item_type).or_else(|stop| self.meet(stop)),
+            Done::CommitWaits => {
+                self.commit_waits = true;
+                Ok(())
+            }
             Done::Committed(Ok(committed)) => self.commit_ended(committed),
             Done::Committed(Err(panic)) => resume_unwind(panic),
         }
@@ -676,16 +687,17 @@ impl<'p, 'd> Pages<'p, 'd> {
             || (self.keeper.is_some() && newest.page.has_more())
             // The page that is being fetched may never arrive.
             || self.now() >= self.invocation.deadlines.abort_at()
-            || self.enough().is_some()
+            || self.enough(2).is_some()
     }
 
-    /// How many of the held pages are as much as a commit takes, if they are that much.
-    fn enough(&self) -> Option<usize> {
+    /// How many of the held pages are as much as so many halves of what a commit takes, if they are that much.
+    fn enough(&self, halves: usize) -> Option<usize> {
         let (mut items, mut bytes) = (0, 0);
         let is_enough = |(pages, held): &(usize, &Held)| {
             items += held.page.items();
             bytes += held.page.bytes();
-            *pages >= HELD_PAGES || items >= HELD_ITEMS || bytes >= HELD_BYTES
+            let of = |limit: usize| limit / 2 * halves;
+            *pages >= of(HELD_PAGES) || items >= of(HELD_ITEMS) || bytes >= of(HELD_BYTES)
         };
         (1..).zip(&self.held).find(is_enough).map(|(pages, _)| pages)
     }
@@ -696,7 +708,7 @@ impl<'p, 'd> Pages<'p, 'd> {
 
     /// Whether nothing more is begun before the commit that is under way has ended.
     fn is_full(&self) -> bool {
-        self.is_committing() && self.enough().is_some()
+        self.is_committing() && self.enough(if self.commit_waits { 3 } else { 2 }).is_some()
     }
 
     /// Begins to commit held pages, and what happened to uploads.
@@ -705,13 +717,14 @@ impl<'p, 'd> Pages<'p, 'd> {
             Ok(changes) => changes,
             Err(error) => return self.meet(error.into()),
         };
-        let later = self.held.split_off(self.enough().unwrap_or(self.held.len()));
+        let later = self.held.split_off(self.enough(2).unwrap_or(self.held.len()));
         let held = std::mem::replace(&mut self.held, later);
         self.committing_since = Some(self.now());
+        self.commit_waits = false;
         let to_commit = ToCommit { held, changes };
         if self.keeper.is_some() {
             // The room of a checkpoint is computed from what is stored.
-            return self.commit_ended(commit(&self.context.run, to_commit));
+            return self.commit_ended(commit(&self.context.run, to_commit, &|| ()));
         }
         self.lanes.submit_to(COMMITS, Job::Commit(to_commit));
         Ok(())

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::airdrop::{Body, Fate, Platform, PlatformError, SealedMessage, Upload, WorkerState};
-use crate::artifact::{Level, compress_all};
+use crate::artifact::{Level, compress};
 use crate::model::ArtifactId;
 
 use super::conversation::seed_name;
@@ -214,9 +214,8 @@ impl Platform for World {
         let uploaded = inner.uploads.get(artifact.as_str());
         let uploaded = uploaded.ok_or_else(|| refused(format!("{artifact} was never uploaded")))?;
         let text: String = uploaded.lines.iter().flat_map(|line| [line, "\n"]).collect();
-        let members = Level::new(0).and_then(|level| compress_all(&[vec![text.as_bytes()]], level));
-        let mut members = members.map_err(|error| refused(error.to_string()))?;
-        Ok(members.pop().map(|member| member.concat()).unwrap_or_default())
+        let member = Level::new(0).and_then(|level| compress(&[text.as_bytes()], level));
+        Ok(member.map_err(|error| refused(error.to_string()))?.concat())
     }
 
     fn worker_state(&self) -> Result<Option<WorkerState>, PlatformError> {

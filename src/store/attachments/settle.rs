@@ -117,7 +117,7 @@ impl Run {
             let (lines, mut open) = (Cow::Owned(lines), OpenLines::default());
             let full = add_lines(self, change, &line_type, &lines, batch_items, &mut open)?;
             open.put(self, change, row)?;
-            Ok((put_batches(self, change, row, &full)?, used))
+            Ok((put_batches(self, change, row, &full, &|| ())?, used))
         })
     }
 }

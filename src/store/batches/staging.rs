@@ -162,7 +162,7 @@ impl Run {
             });
         }
         page.cursor.as_ref().map_or(Ok(()), |next| watch.advance(&page.of, next))?;
-        let closed = self.commit(&[&page], &[])?.closed().collect();
+        let closed = self.commit(&[&page], &[], &|| ())?.closed().collect();
         self.tell_far_more(stream, watch)?;
         Ok(closed)
     }
@@ -185,19 +185,25 @@ impl Run {
         page: Page<C>,
     ) -> Result<Vec<UnsettledBatch>> {
         let page = make_ready(PageOf::Stream(stream.clone()), phase, page)?;
-        Ok(self.commit_in(&[&page], &[], batch_items)?.closed().collect())
+        Ok(self.commit_in(&[&page], &[], batch_items, &|| ())?.closed().collect())
     }
 
     /// Stores in one transaction pages of the data phase and the positions of their listings, and what happened to
-    /// uploads of batches. Closes the batches that the pages fill, which have the store's batch size.
+    /// uploads of batches. Closes the batches that the pages fill, which have the store's batch size. Calls `share_done`
+    /// once this thread has compressed its share of them: then it mostly waits, for other threads and for the disk.
     ///
     /// # Durability
     /// When this returns `Ok`, all of it survives power loss.
     ///
     /// # Errors
     /// Those of storing one page, and of [`Run::settle_batches`]; nothing of all that is stored.
-    pub(crate) fn commit(&self, pages: &[&ReadyPage], settled: &[(u64, BatchSettling)]) -> Result<Committed> {
-        self.commit_in(pages, settled, self.inner.settings.batch_items)
+    pub(crate) fn commit(
+        &self,
+        pages: &[&ReadyPage],
+        settled: &[(u64, BatchSettling)],
+        share_done: &dyn Fn(),
+    ) -> Result<Committed> {
+        self.commit_in(pages, settled, self.inner.settings.batch_items, share_done)
     }
 
     fn commit_in(
@@ -205,6 +211,7 @@ impl Run {
         pages: &[&ReadyPage],
         settled: &[(u64, BatchSettling)],
         batch_items: u32,
+        share_done: &dyn Fn(),
     ) -> Result<Committed> {
         self.change(|change, row| {
             let used = settle(self, change, row, settled)?;
@@ -217,7 +224,7 @@ impl Run {
             }
             open.put(self, change, row)?;
             // Those of all pages at once, so that they are compressed on all cores.
-            let mut closed = put_batches(self, change, row, &full)?.into_iter();
+            let mut closed = put_batches(self, change, row, &full, share_done)?.into_iter();
             let pages = stored.into_iter().map(|(batches, children)| CommittedPage {
                 closed: closed.by_ref().take(batches).collect(),
                 children,
@@ -245,7 +252,7 @@ impl Run {
                 full.push(take_open(self, change, &item_type, &mut counts, &mut OpenLines::default())?);
                 change.put(&TYPES, &self.run_key().and_name(item_type.as_str()), &counts)?;
             }
-            put_batches(self, change, row, &full)
+            put_batches(self, change, row, &full, &|| ())
         })
     }
 
@@ -571,16 +578,17 @@ fn take_open<'p>(
     Ok(batch)
 }
 
-/// Compresses and stores batches.
+/// Compresses and stores batches. Calls `share_done` once this thread has compressed its share of them.
 pub(in crate::store) fn put_batches(
     run: &Run,
     change: &Change<'_>,
     row: &mut RunRow,
     full: &[FullBatch<'_>],
+    share_done: &dyn Fn(),
 ) -> Result<Vec<UnsettledBatch>> {
     let pieces: Vec<Vec<&[u8]>> =
         full.iter().map(|batch| batch.pieces.iter().map(AsRef::as_ref).collect()).collect();
-    let members = compress_all(&pieces, run.inner.settings.level)?;
+    let members = compress_all(&pieces, run.inner.settings.level, share_done)?;
     let mut closed = Vec::with_capacity(full.len());
     for (batch, member) in full.iter().zip(members) {
         let seq = row.next_seq;
@@ -749,7 +757,7 @@ mod tests {
         let mut batches = Vec::new();
         let mut commit = |pages: &[ReadyPage]| {
             let pages: Vec<_> = pages.iter().collect();
-            let committed = run.commit(&pages, &[]).unwrap();
+            let committed = run.commit(&pages, &[], &|| ()).unwrap();
             committed
                 .pages
                 .into_iter()
@@ -799,7 +807,8 @@ mod tests {
                 uploads.iter().map(|(seq, id)| (*seq, id.as_ref().map(ArtifactId::as_str))).collect();
             format!("{ids:?} {:?}", run.stream_position(&StreamName::new("all").unwrap()).unwrap())
         };
-        let commit = |pages: &[&ReadyPage], settled: &[(u64, BatchSettling)]| run.commit(pages, settled);
+        let commit =
+            |pages: &[&ReadyPage], settled: &[(u64, BatchSettling)]| run.commit(pages, settled, &|| ());
 
         assert_eq!(commit(&[&page("", 1, 0..2)], &[]).unwrap().used, Vec::<u64>::new());
         let first = state();
@@ -834,7 +843,7 @@ mod tests {
         let page = records.into_iter().fold(Page::more(1), |page, record| page.record("issues", record));
         let of = PageOf::Stream(StreamName::new("all").unwrap());
         let page = make_ready_in_order(of, page, None, Some("1".to_owned())).unwrap();
-        let closed = run.commit(&[&page], &[]).unwrap().pages.remove(0).closed;
+        let closed = run.commit(&[&page], &[], &|| ()).unwrap().pages.remove(0).closed;
         let lines_of = |seq: u64| {
             let mut lines = Vec::new();
             decompress(&run.payload(seq)?, u64::MAX, &mut lines).unwrap();
@@ -881,7 +890,7 @@ mod tests {
         let mut expected_of_two = String::new();
         for (from, next) in [(1, 2), (2, 3)] {
             let (page, lines) = page(from, next);
-            assert!(run.commit(&[&page], &[]).unwrap().pages.remove(0).closed.is_empty());
+            assert!(run.commit(&[&page], &[], &|| ()).unwrap().pages.remove(0).closed.is_empty());
             expected_of_two += &lines;
         }
         let chunks = run.look(|rows, _| rows.all(&CHUNKS, &prefix)).unwrap();
