@@ -6,6 +6,7 @@
 //! - Right before each confirm, the store's path must still lead to the open file: what another process confirms is not
 //!   confirmed here too.
 //! - Each upload is tried at least once in an invocation; no retry outlives the invocation's hard limit.
+//! - There are at most as many uploads without a stored id as lanes: a kill makes these be uploaded again.
 //! - No more is confirmed than one message can carry.
 //! - Where checkpoints are kept, one is due after 30 seconds, 20 batches or 200 attachments. A save first closes open
 //!   batches, and waits for all batches to be uploaded.
@@ -389,6 +390,8 @@ impl<'a> Delivery<'a> {
     pub(crate) fn start(&mut self) -> Result<()> {
         let now = self.clock.elapsed();
         let mut held_back = false;
+        // An upload keeps its lane until its id is stored, so that a kill costs no more uploads than there are lanes.
+        let without_id = self.of_batches().filter(|upload| upload.to_do() == ToDo::StoreId).count();
         let batches = UploadNo::Batch(0)..UploadNo::Attachment(0);
         for (&no, upload) in self.uploads.range_mut(batches) {
             if self.batches.in_flight >= self.batches.at_once {
@@ -399,6 +402,7 @@ impl<'a> Delivery<'a> {
                 continue;
             }
             let call = match (upload.to_do(), &upload.artifact) {
+                (ToDo::Upload, _) if self.batches.in_flight + without_id >= self.batches.at_once => continue,
                 (ToDo::Upload, _) => Call::Batch {
                     file_name: format!("{}.jsonl.gz", info.item_type),
                     bytes: self.run.payload(info.seq)?,
