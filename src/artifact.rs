@@ -274,23 +274,23 @@ mod libdeflate {
     }
 }
 
-/// Compresses each batch's pieces of JSON Lines into a gzip member of its own, on all cores. Calls `share_done` once this
-/// thread has compressed its share, and only waits for the others.
+/// Compresses each batch's pieces of JSON Lines into a gzip member of its own, on all cores. Calls `core_is_free`
+/// whenever a thread has compressed its share.
 pub(crate) fn compress_all(
     batches: &[Vec<&[u8]>],
     level: Level,
-    share_done: &dyn Fn(),
+    core_is_free: &(dyn Fn() + Sync),
 ) -> Result<Vec<Pieces>> {
     // To ask for the cores is to read files of the system.
     let cores = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
     let cores = if batches.len() < 2 { 1 } else { cores() };
     let compress_share = move |share: &[Vec<&[u8]>]| {
-        share.iter().map(|pieces| compress(pieces, level)).collect::<Result<Vec<_>>>()
+        let members = share.iter().map(|pieces| compress(pieces, level)).collect::<Result<Vec<_>>>();
+        core_is_free();
+        members
     };
     if cores < 2 {
-        let members = compress_share(batches);
-        share_done();
-        return members;
+        return compress_share(batches);
     }
     // The first share is this thread's own.
     let (own, others) = batches.split_at(batches.len().div_ceil(cores));
@@ -298,7 +298,6 @@ pub(crate) fn compress_all(
         let threads: Vec<_> =
             others.chunks(own.len()).map(|share| scope.spawn(move || compress_share(share))).collect();
         let mut members = compress_share(own)?;
-        share_done();
         for thread in threads {
             match thread.join() {
                 Ok(share) => members.extend(share?),

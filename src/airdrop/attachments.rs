@@ -87,7 +87,8 @@ impl Invocation<'_> {
             upload_attachment(attachment, open, self.platform, self.clock, &self.deadlines)
         };
         let in_place = || self.store.ensure_in_place();
-        let attempt = |call: Attempt, _: &dyn Fn(_)| attempt(self.platform, in_place, Some(&upload), &call);
+        let attempt =
+            |call: Attempt, _: &(dyn Fn(_) + Sync)| attempt(self.platform, in_place, Some(&upload), &call);
         let work_off = |lanes: Lanes<'_, Attempt, Result<AttemptResult>>| {
             let mut delivery = delivery.in_lanes(lanes);
             let worked = Queue::new(self.event, run, self.clock, &mut delivery, settings).work_off();

@@ -41,6 +41,8 @@ use super::retry::{TRIES, back_off, millis};
 const SAVE_BATCHES: usize = 20;
 const SAVE_ATTACHMENTS: usize = 200;
 const SAVE_AFTER: Duration = Duration::from_secs(30);
+/// How long what happened to a batch waits for a commit that can store it.
+const STORE_WITHIN: Duration = Duration::from_millis(50);
 /// How long the loop waits for a lane before it checks the clock again.
 pub(crate) const POLL: Duration = Duration::from_millis(50);
 /// When an attachment is tried again whose failure has not been judged.
@@ -88,7 +90,6 @@ enum Change {
 type Moves = Vec<(UploadNo, Event)>;
 
 /// What happened to uploads of batches, for the caller to store.
-#[derive(Default)]
 pub(crate) struct BatchChanges {
     /// As the store gets it.
     pub(crate) settled: Vec<(u64, BatchSettling)>,
@@ -121,8 +122,8 @@ pub(crate) struct Delivery<'a> {
     saved_at: Duration,
     /// Changes that are not stored yet.
     unstored: Vec<(UploadNo, Change)>,
-    /// When the oldest of them was made.
-    unstored_since: Duration,
+    /// When they must be stored.
+    store_by: Duration,
     /// Results of attempts to upload attachments, including those that cannot be delivered, in order.
     attempted: Vec<(u64, Result<(), Failure>)>,
     left_over: bool,
@@ -161,7 +162,7 @@ impl<'a> Delivery<'a> {
             position: 0,
             saved_at: clock.elapsed(),
             unstored: Vec::new(),
-            unstored_since: Duration::ZERO,
+            store_by: Duration::MAX,
             attempted: Vec::new(),
             left_over: false,
             halt: None,
@@ -390,8 +391,7 @@ impl<'a> Delivery<'a> {
     pub(crate) fn start(&mut self) -> Result<()> {
         let now = self.clock.elapsed();
         let mut held_back = false;
-        // An upload keeps its lane until its id is stored, so that a kill costs no more uploads than there are lanes.
-        let without_id = self.of_batches().filter(|upload| upload.to_do() == ToDo::StoreId).count();
+        let without_id = self.without_id();
         let batches = UploadNo::Batch(0)..UploadNo::Attachment(0);
         for (&no, upload) in self.uploads.range_mut(batches) {
             if self.batches.in_flight >= self.batches.at_once {
@@ -560,15 +560,31 @@ impl<'a> Delivery<'a> {
     }
 
     fn store_later(&mut self, no: UploadNo, change: Change) {
-        if self.unstored.is_empty() {
-            self.unstored_since = self.clock.elapsed();
-        }
+        let by = match change {
+            // A life that does not know of a refusal must take the next one as final.
+            Change::GivingUp => Duration::ZERO,
+            _ => self.clock.elapsed().saturating_add(STORE_WITHIN),
+        };
+        self.store_by = if self.unstored.is_empty() { by } else { self.store_by.min(by) };
         self.unstored.push((no, change));
     }
 
-    /// Since when changes wait to be stored.
-    pub(crate) fn unstored_since(&self) -> Option<Duration> {
-        (!self.unstored.is_empty()).then_some(self.unstored_since)
+    /// When changes of batches must be stored, if there are any.
+    pub(crate) fn store_by(&self) -> Option<Duration> {
+        let mut of_batches = self.unstored.iter().filter(|(no, _)| matches!(no, UploadNo::Batch(_)));
+        of_batches.next()?;
+        let now = self.clock.elapsed();
+        let waits =
+            |upload: &InFlight| upload.to_do() == ToDo::Upload && !upload.called && upload.ready_at <= now;
+        let are_lanes_taken = self.batches.in_flight + self.without_id() >= self.batches.at_once;
+        let is_urgent = are_lanes_taken && self.of_batches().any(waits);
+        Some(if is_urgent { Duration::ZERO } else { self.store_by })
+    }
+
+    /// Batches that are uploaded under an id that is not stored. Each keeps its lane until it is, so that a kill costs no
+    /// more uploads than there are lanes.
+    fn without_id(&self) -> usize {
+        self.of_batches().filter(|upload| upload.to_do() == ToDo::StoreId).count()
     }
 
     /// An upload cannot go on. A batch stays as it is stored, and halts the delivery. An attachment is returned to
@@ -717,13 +733,15 @@ impl<'a> Delivery<'a> {
     fn commit_attachments(&mut self) -> Result<()> {
         let changes: Vec<_> =
             self.unstored.extract_if(.., |(no, _)| matches!(no, UploadNo::Attachment(_))).collect();
-        if changes.is_empty() {
-            return Ok(());
-        }
         let moves = moves(&changes);
         let settled = changes.into_iter().filter_map(|(no, change)| self.settling(no, change).transpose());
-        let settled = settled.collect::<Result<_>>();
-        match settled.and_then(|settled| self.run.settle_attachments(settled, LINES, self.position)) {
+        let stored = settled.collect::<Result<Vec<_>>>().and_then(|settled| {
+            if settled.is_empty() {
+                return Ok(Default::default());
+            }
+            self.run.settle_attachments(settled, LINES, self.position)
+        });
+        match stored {
             Ok((closed, used)) => {
                 self.add(closed);
                 self.all_stored(moves, &used.into_iter().map(UploadNo::Attachment).collect());

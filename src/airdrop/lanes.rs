@@ -1,9 +1,8 @@
 //! Where slow calls are made: several at once in threads, or one after the other in a seeded order.
 //!
-//! The loop in `serve` decides; a lane only makes one attempt and returns its result. The inline lane is for the crash
-//! explorer: it has no threads, and a seed decides the order of attempts.
+//! The loop in `serve` decides; a lane only makes one attempt, may tell how far it is, and returns its result. The inline
+//! lane is for the crash explorer: it has no threads, and a seed decides the order of attempts.
 
-use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -17,7 +16,7 @@ use crate::error::panic_text;
 use super::platform::{Fate, PlatformError};
 
 /// Makes one attempt at a job and returns its result. Before that, it may tell how far it is.
-pub(crate) type Attempt<'a, J, D> = &'a (dyn Fn(J, &dyn Fn(D)) -> D + Sync);
+pub(crate) type Attempt<'a, J, D> = &'a (dyn Fn(J, &(dyn Fn(D) + Sync)) -> D + Sync);
 
 /// The lanes of one invocation, for jobs of one kind.
 pub(crate) enum Lanes<'a, J, D> {
@@ -36,13 +35,13 @@ pub(crate) struct Inline<'a, J, D> {
     ahead: bool,
 }
 
-impl<J, D> Inline<'_, J, D> {
+impl<J, D: Send> Inline<'_, J, D> {
     /// Makes the attempt that is next in the seed's order.
     fn make_one(&mut self) {
         let job = self.waiting.swap_remove(self.order.usize(..self.waiting.len()));
-        let told = RefCell::new(&mut self.told);
-        let done = (self.attempt)(job, &|done| told.borrow_mut().push_back(done));
-        told.borrow_mut().push_back(done);
+        let told = Mutex::new(&mut self.told);
+        let tell = |done| told.lock().unwrap_or_else(PoisonError::into_inner).push_back(done);
+        tell((self.attempt)(job, &tell));
     }
 }
 

@@ -9,11 +9,10 @@
 //!   4 MiB or 50 ms old; and at once if a page names child listings, which come next. The store accepts a page only if
 //!   its listing is at the cursor that the page was fetched with.
 //! - A lane commits, one transaction after the other. Pages that arrive meanwhile are checked and held. Once they are
-//!   as much as a commit takes, nothing is begun until the lane mostly waits, for other threads that compress and for the
-//!   disk. Then half as much again is begun, so that its core has work. Where a checkpoint is kept, the loop waits for
-//!   each commit.
-//! - Uploads go on all the while. What happened to them is stored with the next pages that are committed, and without
-//!   pages once it is 50 ms old.
+//!   as much as a commit takes, nothing is begun until a thread that compresses for the commit is done. Then half as much
+//!   again is begun, so that its core has work. Where a checkpoint is kept, the loop waits for each commit.
+//! - Uploads go on all the while. What happened to them is stored with the pages that are committed next. If there are
+//!   none, it is stored 50 ms after this thread has learned of it, or at once if the next uploads wait for that.
 //! - A page that is fetched ahead sees the values set by the held pages of its listing. A page of another listing is
 //!   begun only once these are stored.
 //! - If a page is refused, the pages fetched ahead of it are dropped. If a page does not arrive, the pages before it
@@ -28,11 +27,12 @@
 //!   limit, so that staged batches can still be announced.
 //!
 //! A kill costs the pages in flight, at most [`Serve::concurrency`](super::Serve::concurrency), the held pages, those
-//! that are being committed, and what happened to uploads since the last commit.
+//! that are being committed, and what happened to uploads and is not stored.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tracing::{Span, debug, info, warn};
@@ -60,7 +60,7 @@ use super::scheduler::{Came, LeftChild, ListingNo, Next, Scheduler, Then};
 use super::settings::Serve;
 use super::source_error::SourceError;
 
-/// How many pages, records and bytes of lines are held at most, and for how long.
+/// How many pages, records and bytes of lines a commit takes, and for how long they are held for it.
 const HELD_PAGES: usize = 100;
 /// Two batches, so that they are compressed at the same time.
 const HELD_ITEMS: usize = 4_000;
@@ -94,8 +94,8 @@ enum Job {
 /// Its result, and how far a commit is.
 enum Done {
     Fetched(Box<FetchedPage>),
-    /// The lane that commits has compressed its share of the batches, and mostly waits from now on.
-    CommitWaits,
+    /// A thread has compressed its share of a commit's batches.
+    CoreIsFree,
     /// An error if the commit panicked.
     Committed(std::thread::Result<CommitDone>),
 }
@@ -139,11 +139,20 @@ impl Invocation<'_> {
             let page = span.in_scope(|| caught(|| extractor.page(context, &listing, cursor)));
             FetchedPage { no, page }
         };
-        let work = |job: Job, tell: &dyn Fn(Done)| match job {
+        let work = |job: Job, tell: &(dyn Fn(Done) + Sync)| match job {
             Job::Fetch(page) => Done::Fetched(Box::new(fetch(page))),
-            Job::Commit(to_commit) => Done::Committed(catch_unwind(AssertUnwindSafe(|| {
-                span.in_scope(|| commit(&context.run, to_commit, &|| tell(Done::CommitWaits)))
-            }))),
+            Job::Commit(to_commit) => {
+                // Only once, so that a replay does not depend on the number of cores.
+                let is_told = AtomicBool::new(false);
+                let core_is_free = || {
+                    if !is_told.swap(true, Ordering::Relaxed) {
+                        tell(Done::CoreIsFree);
+                    }
+                };
+                Done::Committed(catch_unwind(AssertUnwindSafe(|| {
+                    span.in_scope(|| commit(&context.run, to_commit, &core_is_free))
+                })))
+            }
         };
         let go = |lanes: PageLanes<'_>| {
             let worked = Pages::new(self, extractor, context, keeper, &mut delivery, lanes)
@@ -166,14 +175,14 @@ struct Held {
     page: ReadyPage,
 }
 
-/// Commits pages, and what happened to uploads. Calls `share_done` once this thread has compressed its share.
-fn commit(run: &Run, ToCommit { held, changes }: ToCommit, share_done: &dyn Fn()) -> CommitDone {
+/// Commits pages, and what happened to uploads. Calls `core_is_free` whenever a thread has compressed its share.
+fn commit(run: &Run, ToCommit { held, changes }: ToCommit, core_is_free: &(dyn Fn() + Sync)) -> CommitDone {
     let mut pages: Vec<_> = held.iter().map(|held| &held.page).collect();
     let is_reversed = run.breaks(Safeguard::PagesInOrder);
     if is_reversed {
         pages.reverse();
     }
-    match run.commit(&pages, &changes.settled, share_done) {
+    match run.commit(&pages, &changes.settled, core_is_free) {
         Ok(Committed { mut pages, used }) => {
             if is_reversed {
                 pages.reverse();
@@ -188,7 +197,10 @@ fn commit(run: &Run, ToCommit { held, changes }: ToCommit, share_done: &dyn Fn()
         }
         // What cannot be stored must not keep the rest from being stored.
         Err(_) => {
-            let used = run.settle_batches(&changes.settled);
+            let used = match changes.settled.as_slice() {
+                [] => Ok(Vec::new()),
+                settled => run.settle_batches(settled),
+            };
             let mut is_over = used.as_ref().is_err_and(|error| !is_told(error));
             let mut refused = BTreeSet::new();
             let one_by_one = held.into_iter().map(|one| {
@@ -197,7 +209,7 @@ fn commit(run: &Run, ToCommit { held, changes }: ToCommit, share_done: &dyn Fn()
                     return (one, None);
                 }
                 let committed = run
-                    .commit(&[&one.page], &[], share_done)
+                    .commit(&[&one.page], &[], core_is_free)
                     .map(|committed| committed.pages.into_iter().next());
                 if let Err(error) = &committed {
                     refused.insert(one.no);
@@ -259,8 +271,8 @@ struct Pages<'p, 'd> {
     held_since: Duration,
     /// Since when a commit is under way; `None` if none is.
     committing_since: Option<Duration>,
-    /// Whether its lane mostly waits.
-    commit_waits: bool,
+    /// Whether a thread that compresses for it is done.
+    has_free_core: bool,
     begun: u64,
     committed: u64,
     /// The longest time that a fetch took, and that a commit took with what follows it.
@@ -324,7 +336,7 @@ impl<'p, 'd> Pages<'p, 'd> {
             held: Vec::new(),
             held_since: Duration::ZERO,
             committing_since: None,
-            commit_waits: false,
+            has_free_core: false,
             begun: 0,
             committed: 0,
             longest_fetch: Duration::ZERO,
@@ -343,12 +355,12 @@ impl<'p, 'd> Pages<'p, 'd> {
     fn fetch_all(mut self, last_item_type: &mut Option<String>) -> Result<(), Stop> {
         self.refetch()?;
         loop {
-            self.delivery.gather(Duration::ZERO)?;
+            self.delivery.gather(Duration::ZERO).or_else(|error| self.meet(error.into()))?;
             if !self.is_committing() && self.is_commit_due() {
                 self.commit()?;
             }
             self.begin()?;
-            self.delivery.start()?;
+            self.delivery.start().or_else(|error| self.meet(error.into()))?;
             let in_flight = self.scheduler.in_flight() > 0;
             if self.is_committing() {
                 if let Some(done) = self.lanes.poll(POLL) {
@@ -547,8 +559,8 @@ impl<'p, 'd> Pages<'p, 'd> {
     fn take_in(&mut self, done: Done, last_item_type: &mut Option<String>) -> Result<(), Stop> {
         match done {
             Done::Fetched(page) => self.fetched(*page, last_item_type).or_else(|stop| self.meet(stop)),
-            Done::CommitWaits => {
-                self.commit_waits = true;
+            Done::CoreIsFree => {
+                self.has_free_core = true;
                 Ok(())
             }
             Done::Committed(Ok(committed)) => self.commit_ended(committed),
@@ -669,11 +681,11 @@ impl<'p, 'd> Pages<'p, 'd> {
         self.held.iter().map(|held| held.page.items()).sum()
     }
 
-    /// How long until held pages, or changes of uploads, are old enough to be committed.
+    /// How long until held pages, or changes of uploads, must be committed.
     fn commit_due_in(&self) -> Duration {
-        let held_since = (!self.held.is_empty()).then_some(self.held_since);
-        let oldest = held_since.into_iter().chain(self.delivery.unstored_since()).min();
-        oldest.map_or(Duration::MAX, |oldest| HELD_FOR.saturating_sub(self.now().saturating_sub(oldest)))
+        let held_by = (!self.held.is_empty()).then(|| self.held_since.saturating_add(HELD_FOR));
+        let by = held_by.into_iter().chain(self.delivery.store_by()).min();
+        by.map_or(Duration::MAX, |by| by.saturating_sub(self.now()))
     }
 
     /// Whether a commit must begin now, if none is under way.
@@ -708,7 +720,7 @@ impl<'p, 'd> Pages<'p, 'd> {
 
     /// Whether nothing more is begun before the commit that is under way has ended.
     fn is_full(&self) -> bool {
-        self.is_committing() && self.enough(if self.commit_waits { 3 } else { 2 }).is_some()
+        self.is_committing() && self.enough(if self.has_free_core { 3 } else { 2 }).is_some()
     }
 
     /// Begins to commit held pages, and what happened to uploads.
@@ -720,7 +732,7 @@ impl<'p, 'd> Pages<'p, 'd> {
         let later = self.held.split_off(self.enough(2).unwrap_or(self.held.len()));
         let held = std::mem::replace(&mut self.held, later);
         self.committing_since = Some(self.now());
-        self.commit_waits = false;
+        self.has_free_core = false;
         let to_commit = ToCommit { held, changes };
         if self.keeper.is_some() {
             // The room of a checkpoint is computed from what is stored.

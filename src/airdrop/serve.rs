@@ -222,7 +222,7 @@ impl Invocation<'_> {
         let details = MessageDetails::default();
         log_accepted(self.event, phase, &accepted);
         let in_place = || self.store.ensure_in_place();
-        let attempt = |call: Attempt, _: &dyn Fn(_)| attempt(self.platform, in_place, None, &call);
+        let attempt = |call: Attempt, _: &(dyn Fn(_) + Sync)| attempt(self.platform, in_place, None, &call);
         match accepted {
             Accepted::AnsweredEarlier(run) => Ok(Outcome {
                 kind: OutcomeKind::AnsweredEarlier,

@@ -107,7 +107,8 @@ impl Serve {
         self
     }
 
-    /// How many calls to the platform are made at once: 1 to 64, 4 by default.
+    /// How many calls to the platform are made at once: 1 to 64, 4 by default. The upload of a batch counts until its id is
+    /// stored.
     pub fn lanes(mut self, lanes: usize) -> Self {
         self.lanes = lanes.clamp(1, 64);
         self
@@ -134,8 +135,8 @@ impl Serve {
     /// MiB by default. So the next page is fetched while the one before it is checked, compressed and stored, and
     /// while batches are uploaded. With 0, a page is fetched only once the one before it is stored.
     ///
-    /// Memory use is bounded by this, or by what is stored together (see below) twice, if that is more, plus one page for
-    /// each that is [fetched at once](Serve::concurrency).
+    /// Memory use is bounded by this, or by two and a half times what is stored together (see below), if that is more, plus
+    /// one page for each that is [fetched at once](Serve::concurrency).
     ///
     /// # What an extractor sees
     /// [`Extractor::page`](super::Extractor::page) is called with a cursor while the page that returned it may not be
@@ -153,8 +154,11 @@ impl Serve {
     /// The pages in flight, one per listing and at most [`Serve::concurrency`] in all, and the pages that arrived and
     /// are not stored. These are stored together, after others that are being stored, once the first of them is 50 ms
     /// old, or they have 4,000 records, 4 MiB or 100 pages; and at once if nothing can be fetched before that. While
-    /// they are being stored, others may arrive, until these have as much. The next invocation fetches them again,
-    /// and nothing is announced twice. With 0, a kill costs at most one page of each listing.
+    /// they are being stored, others may arrive, until these have half as much again. The next invocation fetches them
+    /// again, and nothing is announced twice. With 0, a kill costs at most one page of each listing.
+    ///
+    /// What happened to uploads is stored with the pages, or 50 ms later if there are none. The next invocation uploads a
+    /// batch again if the id of its upload was not stored; there are at most [`Serve::lanes`] of these.
     ///
     /// ```
     /// use highwater::airdrop::Serve;

@@ -189,8 +189,8 @@ impl Run {
     }
 
     /// Stores in one transaction pages of the data phase and the positions of their listings, and what happened to
-    /// uploads of batches. Closes the batches that the pages fill, which have the store's batch size. Calls `share_done`
-    /// once this thread has compressed its share of them: then it mostly waits, for other threads and for the disk.
+    /// uploads of batches. Closes the batches that the pages fill, which have the store's batch size. Calls
+    /// `core_is_free` whenever a thread has compressed its share of them.
     ///
     /// # Durability
     /// When this returns `Ok`, all of it survives power loss.
@@ -201,9 +201,9 @@ impl Run {
         &self,
         pages: &[&ReadyPage],
         settled: &[(u64, BatchSettling)],
-        share_done: &dyn Fn(),
+        core_is_free: &(dyn Fn() + Sync),
     ) -> Result<Committed> {
-        self.commit_in(pages, settled, self.inner.settings.batch_items, share_done)
+        self.commit_in(pages, settled, self.inner.settings.batch_items, core_is_free)
     }
 
     fn commit_in(
@@ -211,7 +211,7 @@ impl Run {
         pages: &[&ReadyPage],
         settled: &[(u64, BatchSettling)],
         batch_items: u32,
-        share_done: &dyn Fn(),
+        core_is_free: &(dyn Fn() + Sync),
     ) -> Result<Committed> {
         self.change(|change, row| {
             let used = settle(self, change, row, settled)?;
@@ -224,7 +224,7 @@ impl Run {
             }
             open.put(self, change, row)?;
             // Those of all pages at once, so that they are compressed on all cores.
-            let mut closed = put_batches(self, change, row, &full, share_done)?.into_iter();
+            let mut closed = put_batches(self, change, row, &full, core_is_free)?.into_iter();
             let pages = stored.into_iter().map(|(batches, children)| CommittedPage {
                 closed: closed.by_ref().take(batches).collect(),
                 children,
@@ -578,17 +578,17 @@ fn take_open<'p>(
     Ok(batch)
 }
 
-/// Compresses and stores batches. Calls `share_done` once this thread has compressed its share of them.
+/// Compresses and stores batches. Calls `core_is_free` whenever a thread has compressed its share of them.
 pub(in crate::store) fn put_batches(
     run: &Run,
     change: &Change<'_>,
     row: &mut RunRow,
     full: &[FullBatch<'_>],
-    share_done: &dyn Fn(),
+    core_is_free: &(dyn Fn() + Sync),
 ) -> Result<Vec<UnsettledBatch>> {
     let pieces: Vec<Vec<&[u8]>> =
         full.iter().map(|batch| batch.pieces.iter().map(AsRef::as_ref).collect()).collect();
-    let members = compress_all(&pieces, run.inner.settings.level, share_done)?;
+    let members = compress_all(&pieces, run.inner.settings.level, core_is_free)?;
     let mut closed = Vec::with_capacity(full.len());
     for (batch, member) in full.iter().zip(members) {
         let seq = row.next_seq;
