@@ -356,8 +356,13 @@ impl<'p, 'd> Pages<'p, 'd> {
         self.refetch()?;
         loop {
             self.delivery.gather(Duration::ZERO).or_else(|error| self.meet(error.into()))?;
-            if !self.is_committing() && self.is_commit_due() {
-                self.commit()?;
+            if !self.is_committing() {
+                if self.are_pages_due() {
+                    self.commit()?;
+                } else if self.delivery.store_by().is_some_and(|by| by <= self.now()) {
+                    // Without the pages: lines of a batch that is not full would be stored uncompressed.
+                    self.commit_pages(0)?;
+                }
             }
             self.begin()?;
             self.delivery.start().or_else(|error| self.meet(error.into()))?;
@@ -681,22 +686,24 @@ impl<'p, 'd> Pages<'p, 'd> {
         self.held.iter().map(|held| held.page.items()).sum()
     }
 
+    /// When the held pages are old enough to be committed.
+    fn commit_by(&self) -> Option<Duration> {
+        (!self.held.is_empty()).then(|| self.held_since.saturating_add(HELD_FOR))
+    }
+
     /// How long until held pages, or changes of uploads, must be committed.
     fn commit_due_in(&self) -> Duration {
-        let held_by = (!self.held.is_empty()).then(|| self.held_since.saturating_add(HELD_FOR));
-        let by = held_by.into_iter().chain(self.delivery.store_by()).min();
+        let by = self.commit_by().into_iter().chain(self.delivery.store_by()).min();
         by.map_or(Duration::MAX, |by| by.saturating_sub(self.now()))
     }
 
-    /// Whether a commit must begin now, if none is under way.
-    fn is_commit_due(&self) -> bool {
-        if self.commit_due_in() == Duration::ZERO {
-            return true;
-        }
+    /// Whether held pages must be committed now, if no others are being committed.
+    fn are_pages_due(&self) -> bool {
         let Some(newest) = self.held.last() else { return false };
         self.held.iter().any(|held| held.page.names_children())
             // The room of a checkpoint is computed from what is stored.
             || (self.keeper.is_some() && newest.page.has_more())
+            || self.commit_by().is_some_and(|by| by <= self.now())
             // The page that is being fetched may never arrive.
             || self.now() >= self.invocation.deadlines.abort_at()
             || self.enough(2).is_some()
@@ -723,13 +730,18 @@ impl<'p, 'd> Pages<'p, 'd> {
         self.is_committing() && self.enough(if self.has_free_core { 3 } else { 2 }).is_some()
     }
 
-    /// Begins to commit held pages, and what happened to uploads.
+    /// Begins to commit held pages, as many as a commit takes, and what happened to uploads.
     fn commit(&mut self) -> Result<(), Stop> {
+        self.commit_pages(self.enough(2).unwrap_or(self.held.len()))
+    }
+
+    /// Begins to commit so many of the held pages, and what happened to uploads.
+    fn commit_pages(&mut self, pages: usize) -> Result<(), Stop> {
         let changes = match self.delivery.take_batch_changes() {
             Ok(changes) => changes,
             Err(error) => return self.meet(error.into()),
         };
-        let later = self.held.split_off(self.enough(2).unwrap_or(self.held.len()));
+        let later = self.held.split_off(pages);
         let held = std::mem::replace(&mut self.held, later);
         self.committing_since = Some(self.now());
         self.has_free_core = false;
