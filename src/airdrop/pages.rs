@@ -68,6 +68,9 @@ const HELD_ITEMS: usize = 4_000;
 const HELD_ITEMS_ENOUGH: usize = 2_000;
 const AWAIT_MORE: Duration = Duration::from_millis(5);
 const HELD_BYTES: usize = 4 << 20;
+/// In halves of what a commit takes.
+const ONE_COMMIT: usize = 2;
+const ONE_AND_A_HALF: usize = 3;
 const HELD_FOR: Duration = Duration::from_millis(50);
 
 /// A page to fetch.
@@ -706,7 +709,7 @@ impl<'p, 'd> Pages<'p, 'd> {
             || self.commit_by().is_some_and(|by| by <= self.now())
             // The page that is being fetched may never arrive.
             || self.now() >= self.invocation.deadlines.abort_at()
-            || self.enough(2).is_some()
+            || self.enough(ONE_COMMIT).is_some()
     }
 
     /// How many of the held pages are as much as so many halves of what a commit takes, if they are that much.
@@ -727,12 +730,13 @@ impl<'p, 'd> Pages<'p, 'd> {
 
     /// Whether nothing more is begun before the commit that is under way has ended.
     fn is_full(&self) -> bool {
-        self.is_committing() && self.enough(if self.has_free_core { 3 } else { 2 }).is_some()
+        self.is_committing()
+            && self.enough(if self.has_free_core { ONE_AND_A_HALF } else { ONE_COMMIT }).is_some()
     }
 
     /// Begins to commit held pages, as many as a commit takes, and what happened to uploads.
     fn commit(&mut self) -> Result<(), Stop> {
-        self.commit_pages(self.enough(2).unwrap_or(self.held.len()))
+        self.commit_pages(self.enough(ONE_COMMIT).unwrap_or(self.held.len()))
     }
 
     /// Begins to commit so many of the held pages, and what happened to uploads.
