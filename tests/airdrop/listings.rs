@@ -772,10 +772,8 @@ fn a_page_that_cannot_be_stored_keeps_none_back_of_those_that_came_with_it() {
 /// fetched again once it is mended.
 #[test]
 fn what_came_ahead_of_a_page_that_cannot_be_stored_is_dropped_and_comes_again() {
-    for (inline, batch_items) in
-        [None].into_iter().chain((0..32).map(Some)).flat_map(|inline| [(inline, 5), (inline, 1)])
-    {
-        let mut world = World::new(batch_items);
+    for inline in [None].into_iter().chain((0..32).map(Some)) {
+        let mut world = World::new(5);
         let serve = inline.map_or(Serve::new(), |seed| Serve::new().inline(seed));
         world.serve = serve.concurrency(2);
         let is_mended = AtomicBool::new(false);
@@ -799,7 +797,34 @@ fn what_came_ahead_of_a_page_that_cannot_be_stored_is_dropped_and_comes_again() 
         let expected: Vec<_> =
             ["a", "b"].iter().flat_map(|of| (0..6).map(move |at| format!("{of} {at}"))).collect();
         assert_eq!(sorted(world.airdrop.announced("run")), expected, "{inline:?}");
-        // What happened to uploads was stored without the page: none is made again.
-        assert_eq!(world.airdrop.uploads(), world.airdrop.named().len(), "{inline:?}, {batch_items}");
+    }
+}
+
+/// What happened to uploads is stored with the page that is committed next. If that page cannot be stored, it is stored
+/// all the same: no upload is made again.
+#[test]
+fn a_page_that_cannot_be_stored_keeps_no_id_of_an_upload_from_being_stored() {
+    for inline in [None].into_iter().chain((0..32).map(Some)) {
+        let mut world = World::new(1);
+        let serve = inline.map_or(Serve::new(), |seed| Serve::new().inline(seed));
+        world.serve = serve.ahead(0);
+        let is_mended = AtomicBool::new(false);
+        let tracker = Tracker::new(&["a"], |_: &Context, listing: &Listing, at| {
+            let mut page = page(listing, at, 6);
+            if at == 4 && !is_mended.load(Ordering::SeqCst) {
+                page.push("attachments", Record::new("A-1", &json!({ "url": "no more of it" })).unwrap());
+            }
+            Ok(page)
+        });
+        let serve = |event_type, number| {
+            let event = event(event_type, "run", number);
+            world.serve.serve(&world.store, &world.airdrop, &tracker, &event).unwrap().kind
+        };
+        assert_eq!(serve(DATA, "1"), OutcomeKind::Error, "{inline:?}");
+        is_mended.store(true, Ordering::SeqCst);
+        assert_eq!(serve(DATA_ON, "2"), OutcomeKind::Done, "{inline:?}");
+        let expected: Vec<_> = (0..6).map(|at| format!("a {at}")).collect();
+        assert_eq!(world.airdrop.announced("run"), expected, "{inline:?}");
+        assert_eq!((world.airdrop.uploads(), world.airdrop.named().len()), (6, 6), "{inline:?}");
     }
 }
