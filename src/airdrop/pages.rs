@@ -116,6 +116,8 @@ struct CommitDone {
     changes: BatchChanges,
     /// The batches whose id the run has used before.
     used: Result<Vec<u64>>,
+    /// How many records each open batch has, if all was stored in one transaction.
+    open_items: Vec<u32>,
 }
 
 /// The lanes in which pages are fetched, in the first group, and committed.
@@ -186,17 +188,19 @@ fn commit(run: &Run, ToCommit { held, changes }: ToCommit, core_is_free: &(dyn F
         pages.reverse();
     }
     match run.commit(&pages, &changes.settled, core_is_free) {
-        Ok(Committed { mut pages, used }) => {
+        Ok(Committed { mut pages, used, open_items }) => {
             if is_reversed {
                 pages.reverse();
             }
             let pages = held.into_iter().zip(pages).map(|(held, page)| (held, Some(Ok(page)))).collect();
-            CommitDone { pages, changes, used: Ok(used) }
+            CommitDone { pages, changes, used: Ok(used), open_items }
         }
-        Err(error) if held.is_empty() => CommitDone { pages: Vec::new(), changes, used: Err(error) },
+        Err(error) if held.is_empty() => {
+            CommitDone { pages: Vec::new(), changes, used: Err(error), open_items: Vec::new() }
+        }
         Err(error) if held.len() == 1 && changes.settled.is_empty() => {
             let pages = held.into_iter().zip([Some(Err(error))]).collect();
-            CommitDone { pages, changes, used: Ok(Vec::new()) }
+            CommitDone { pages, changes, used: Ok(Vec::new()), open_items: Vec::new() }
         }
         // What cannot be stored must not keep the rest from being stored.
         Err(_) => {
@@ -220,7 +224,7 @@ fn commit(run: &Run, ToCommit { held, changes }: ToCommit, core_is_free: &(dyn F
                 }
                 (one, committed.transpose())
             });
-            CommitDone { pages: one_by_one.collect(), changes, used }
+            CommitDone { pages: one_by_one.collect(), changes, used, open_items: Vec::new() }
         }
     }
 }
@@ -272,6 +276,8 @@ struct Pages<'p, 'd> {
     checks_asked: bool,
     held: Vec<Held>,
     held_since: Duration,
+    /// Records of the open batch after the last commit, if there was exactly one.
+    open_items: usize,
     /// Since when a commit is under way; `None` if none is.
     committing_since: Option<Duration>,
     /// Whether a thread that compresses for it is done.
@@ -338,6 +344,7 @@ impl<'p, 'd> Pages<'p, 'd> {
             checks_asked: false,
             held: Vec::new(),
             held_since: Duration::ZERO,
+            open_items: 0,
             committing_since: None,
             has_free_core: false,
             begun: 0,
@@ -714,7 +721,9 @@ impl<'p, 'd> Pages<'p, 'd> {
 
     /// How many of the held pages are as much as so many halves of what a commit takes, if they are that much.
     fn enough(&self, halves: usize) -> Option<usize> {
-        let (mut items, mut bytes) = (0, 0);
+        // Together with those of the open batch they fill batches: lines of one that stays open are stored uncompressed.
+        let open_items = if self.open_items < HELD_ITEMS_ENOUGH { self.open_items } else { 0 };
+        let (mut items, mut bytes) = (open_items, 0);
         let is_enough = |(pages, held): &(usize, &Held)| {
             items += held.page.items();
             bytes += held.page.bytes();
@@ -759,8 +768,13 @@ impl<'p, 'd> Pages<'p, 'd> {
     }
 
     /// Handles the result of a commit: delivers the batches that it closed, and saves a checkpoint if one is due.
-    fn commit_ended(&mut self, CommitDone { pages, changes, used }: CommitDone) -> Result<(), Stop> {
+    fn commit_ended(&mut self, done: CommitDone) -> Result<(), Stop> {
+        let CommitDone { pages, changes, used, open_items } = done;
         let began_at = self.committing_since.take().unwrap_or_default();
+        self.open_items = match open_items.as_slice() {
+            [items] => usize::try_from(*items).unwrap_or(usize::MAX),
+            _ => 0,
+        };
         self.delivery.batches_stored(changes, used).or_else(|error| self.meet(error.into()))?;
         for (held, committed) in pages {
             match committed {

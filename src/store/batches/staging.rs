@@ -229,7 +229,10 @@ impl Run {
                 closed: closed.by_ref().take(batches).collect(),
                 children,
             });
-            Ok(Committed { pages: pages.collect(), used })
+            let open_types = change.all(&TYPES, &self.run_key())?;
+            let open_types = open_types.into_iter().filter(|(_, counts)| counts.open_items > 0);
+            let open_items = open_types.map(|(_, counts)| counts.open_items).collect();
+            Ok(Committed { pages: pages.collect(), used, open_items })
         })
     }
 
@@ -306,6 +309,8 @@ pub(crate) struct Committed {
     pub(crate) pages: Vec<CommittedPage>,
     /// The batches whose id the run has used before: nothing of what happened to them is stored.
     pub(crate) used: Vec<u64>,
+    /// How many records each open batch has.
+    pub(crate) open_items: Vec<u32>,
 }
 
 impl Committed {
