@@ -5,8 +5,8 @@
 //!   begun *ahead* of the commit. The page is checked, and it is *held* until it is committed.
 //! - Held pages are committed in one transaction: the pages of each listing in their order, and those of different
 //!   listings in the order in which they arrived. They are committed when a lane would be idle otherwise; when they
-//!   have 2,000 records and no other page arrives within 5 ms; at the latest when they are 100 pages, 4,000 records,
-//!   4 MiB or 50 ms old; and at once if a page names child listings, which come next. The store accepts a page only if
+//!   have 2,000 records and no other page arrives within 5 ms; at the latest when they are 100 pages, 4,000 records
+//!   (with those of the open batch), 4 MiB or 50 ms old; and at once if a page names child listings, which come next. The store accepts a page only if
 //!   its listing is at the cursor that the page was fetched with.
 //! - A lane commits, one transaction after the other. Pages that arrive meanwhile are checked and held. Once they are
 //!   as much as a commit takes, nothing is begun until a thread that compresses for the commit is done. Then half as much
@@ -721,16 +721,7 @@ impl<'p, 'd> Pages<'p, 'd> {
 
     /// How many of the held pages are as much as so many halves of what a commit takes, if they are that much.
     fn enough(&self, halves: usize) -> Option<usize> {
-        // Together with those of the open batch they fill batches: lines of one that stays open are stored uncompressed.
-        let open_items = if self.open_items < HELD_ITEMS_ENOUGH { self.open_items } else { 0 };
-        let (mut items, mut bytes) = (open_items, 0);
-        let is_enough = |(pages, held): &(usize, &Held)| {
-            items += held.page.items();
-            bytes += held.page.bytes();
-            let of = |limit: usize| limit / 2 * halves;
-            *pages >= of(HELD_PAGES) || items >= of(HELD_ITEMS) || bytes >= of(HELD_BYTES)
-        };
-        (1..).zip(&self.held).find(is_enough).map(|(pages, _)| pages)
+        enough(self.held.iter().map(|held| (held.page.items(), held.page.bytes())), self.open_items, halves)
     }
 
     fn is_committing(&self) -> bool {
@@ -844,6 +835,47 @@ impl<'p, 'd> Pages<'p, 'd> {
         };
         if self.closing.as_ref().is_none_or(|before| rank(before) < rank(&ending)) {
             self.closing = Some(ending);
+        }
+    }
+}
+
+/// How many of these pages, given by their records and bytes, are as much as so many halves of what a commit takes, if
+/// they are that much. `open_items` records are in the open batch: together they fill batches, because lines of a batch
+/// that stays open are stored uncompressed.
+fn enough(pages: impl Iterator<Item = (usize, usize)>, open_items: usize, halves: usize) -> Option<usize> {
+    let of = |limit: usize| limit / 2 * halves;
+    // Of larger batches a commit fills none, or one.
+    let (mut items, mut bytes) = (if open_items < HELD_ITEMS_ENOUGH { open_items } else { 0 }, 0);
+    let is_enough = |(no, page): &(usize, (usize, usize))| {
+        items += page.0;
+        bytes += page.1;
+        *no >= of(HELD_PAGES) || items >= of(HELD_ITEMS) || bytes >= of(HELD_BYTES)
+    };
+    (1..).zip(pages).find(is_enough).map(|(pages, _)| pages)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_commit_takes_as_many_pages_as_fill_batches_with_what_is_open() {
+        let pages_of = |items, pages, open| enough(vec![(items, 1); pages].into_iter(), open, ONE_COMMIT);
+        assert_eq!([pages_of(100, 39, 0), pages_of(100, 60, 0)], [None, Some(40)]);
+        assert_eq!([pages_of(100, 60, 500), pages_of(100, 34, 500)], [Some(35), None]);
+        // A batch that is larger than what a commit takes.
+        assert_eq!(pages_of(100, 60, 9_000), Some(40));
+        assert_eq!(pages_of(1, 200, 0), Some(100));
+        assert_eq!(enough([(1, 3 << 20), (1, 1 << 20)].into_iter(), 0, ONE_COMMIT), Some(2));
+        assert_eq!(enough(vec![(100, 1); 60].into_iter(), 0, ONE_AND_A_HALF), Some(60));
+
+        // However the pages lie at first, after some commits no batch is open.
+        for (page, first) in [(100, 300), (250, 1_750), (500, 500)] {
+            let mut open = first;
+            for _ in 0..4 {
+                open = (open + page * pages_of(page, 100, open).unwrap()) % 2_000;
+            }
+            assert_eq!(open, 0, "pages of {page}");
         }
     }
 }

@@ -759,10 +759,11 @@ mod tests {
             let rows = run.look(|rows, _| rows.all(&CHUNKS, &prefix)).unwrap();
             rows.into_iter().map(|(_, chunk)| chunk.items).collect()
         };
-        let mut batches = Vec::new();
+        let (mut batches, mut open) = (Vec::new(), Vec::new());
         let mut commit = |pages: &[ReadyPage]| {
             let pages: Vec<_> = pages.iter().collect();
             let committed = run.commit(&pages, &[], &|| ()).unwrap();
+            open.push(committed.open_items);
             committed
                 .pages
                 .into_iter()
@@ -780,6 +781,7 @@ mod tests {
         // Users that were announced are left out of the lines, and of what is open.
         assert_eq!(commit(&[page("3", 4, 14..17), page("4", 5, 17..18)]), [0, 1]);
         assert_eq!((chunks("issues"), chunks("users")), (vec![], vec![1, 2]));
+        assert_eq!(open, [vec![1, 1], vec![3]]);
 
         let mut ids = BTreeMap::<String, Vec<String>>::new();
         batches.extend(run.close_open().unwrap());
