@@ -398,7 +398,7 @@ impl<'a> Delivery<'a> {
                 break;
             }
             let What::Batch(info) = &upload.what else { continue };
-            if upload.called || upload.ready_at > now {
+            if !upload.is_ready(now) {
                 continue;
             }
             let call = match (upload.to_do(), &upload.artifact) {
@@ -442,7 +442,7 @@ impl<'a> Delivery<'a> {
             else {
                 continue;
             };
-            if upload.called || upload.ready_at > now {
+            if !upload.is_ready(now) {
                 continue;
             }
             let call = match (upload.to_do(), &upload.artifact) {
@@ -571,11 +571,11 @@ impl<'a> Delivery<'a> {
 
     /// When changes of batches must be stored, if there are any.
     pub(crate) fn store_by(&self) -> Option<Duration> {
-        let mut of_batches = self.unstored.iter().filter(|(no, _)| matches!(no, UploadNo::Batch(_)));
-        of_batches.next()?;
+        if !self.unstored.iter().any(|(no, _)| matches!(no, UploadNo::Batch(_))) {
+            return None;
+        }
         let now = self.clock.elapsed();
-        let waits =
-            |upload: &InFlight| upload.to_do() == ToDo::Upload && !upload.called && upload.ready_at <= now;
+        let waits = |upload: &InFlight| upload.to_do() == ToDo::Upload && upload.is_ready(now);
         let are_lanes_taken = self.batches.in_flight + self.without_id() >= self.batches.at_once;
         let is_urgent = are_lanes_taken && self.of_batches().any(waits);
         Some(if is_urgent { Duration::ZERO } else { self.store_by })

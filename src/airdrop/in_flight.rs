@@ -50,6 +50,11 @@ impl InFlight {
         self.rules.to_do(self.state)
     }
 
+    /// Whether its next call is not being made, and is due.
+    pub(super) fn is_ready(&self, now: Duration) -> bool {
+        !self.called && self.ready_at <= now
+    }
+
     pub(super) fn begin(&mut self, now: Duration) {
         self.called = true;
         self.begun_at = now;

@@ -35,7 +35,12 @@ pub(crate) struct Inline<'a, J, D> {
     ahead: bool,
 }
 
-impl<J, D: Send> Inline<'_, J, D> {
+impl<'a, J, D: Send> Inline<'a, J, D> {
+    fn new(attempt: Attempt<'a, J, D>, seed: u64, ahead: bool) -> Self {
+        let order = fastrand::Rng::with_seed(seed);
+        Self { attempt, order, waiting: Vec::new(), told: VecDeque::new(), ahead }
+    }
+
     /// Makes the attempt that is next in the seed's order.
     fn make_one(&mut self) {
         let job = self.waiting.swap_remove(self.order.usize(..self.waiting.len()));
@@ -56,15 +61,13 @@ impl<J, D> fmt::Debug for Lanes<'_, J, D> {
 
 impl<'a, J: Send + 'a, D: Send + 'a> Lanes<'a, J, D> {
     pub(crate) fn inline(attempt: Attempt<'a, J, D>, seed: u64) -> Self {
-        let order = fastrand::Rng::with_seed(seed);
-        Lanes::Inline(Inline { attempt, order, waiting: Vec::new(), told: VecDeque::new(), ahead: false })
+        Lanes::Inline(Inline::new(attempt, seed, false))
     }
 
     /// Like [`Lanes::inline`], but the seed lets some attempts happen at once when they are submitted. So, as with
     /// threads, an attempt may come before or after whatever the caller does next.
     pub(crate) fn inline_ahead(attempt: Attempt<'a, J, D>, seed: u64) -> Self {
-        let order = fastrand::Rng::with_seed(seed);
-        Lanes::Inline(Inline { attempt, order, waiting: Vec::new(), told: VecDeque::new(), ahead: true })
+        Lanes::Inline(Inline::new(attempt, seed, true))
     }
 
     /// Starts groups of threads that end when the lanes are dropped. Each group, given by its number of threads, takes

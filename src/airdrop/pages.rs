@@ -439,7 +439,8 @@ impl<'p, 'd> Pages<'p, 'd> {
             self.delivery.add(run.stage_refetched(page)?);
             self.begun += 1;
             self.committed += 1;
-            self.deliver()?;
+            self.delivery.step()?;
+            self.save_if_due()?;
             self.longest_fetch = self.longest_fetch.max(self.now().saturating_sub(began_at));
         }
         Ok(())
@@ -474,9 +475,8 @@ impl<'p, 'd> Pages<'p, 'd> {
         self.invocation.deadlines.is_stopped()
     }
 
-    /// Delivers closed batches, and saves a checkpoint if one is due.
-    fn deliver(&mut self) -> Result<()> {
-        self.delivery.step()?;
+    /// Saves a checkpoint if one is due.
+    fn save_if_due(&mut self) -> Result<()> {
         if self.delivery.save_due() {
             self.delivery.save()?;
         }
@@ -778,9 +778,7 @@ impl<'p, 'd> Pages<'p, 'd> {
                 None => {}
             }
         }
-        if self.delivery.save_due() {
-            self.delivery.save().map(drop).or_else(|error| self.meet(error.into()))?;
-        }
+        self.save_if_due().or_else(|error| self.meet(error.into()))?;
         self.longest_commit = self.longest_commit.max(self.now().saturating_sub(began_at));
         Ok(())
     }

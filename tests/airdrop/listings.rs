@@ -84,6 +84,17 @@ fn page(listing: &Listing, at: u32, pages: u32) -> Page<u32> {
     page.record(listing.stream(), Record::new(is.clone(), &json!({ "is": is })).unwrap())
 }
 
+/// Adds an attachment of which too little is known for the page to be stored.
+fn make_unstorable(page: &mut Page<u32>) {
+    page.push("attachments", Record::new("A-1", &json!({ "url": "no more of it" })).unwrap());
+}
+
+/// Answers an event of the run.
+fn answer(world: &World, extractor: &impl Extractor, event_type: &str, number: &str) -> OutcomeKind {
+    let event = event(event_type, "run", number);
+    world.serve.serve(&world.store, &world.airdrop, extractor, &event).unwrap().kind
+}
+
 /// Two pages of issues, two issues on each, of which each has two pages of comments; and one of users.
 fn issues_with_comments(_: &Context, listing: &Listing, at: u32) -> Fetched {
     match (listing.stream(), listing.parent()) {
@@ -680,10 +691,7 @@ fn an_attachment_that_is_to_wait_a_little_holds_no_other_up_and_ends_no_invocati
         let mut world = World::new(5);
         world.serve = world.serve.attachments_at_once(1);
         let source = Files { opened: Mutex::default(), after: Duration::from_secs(after) };
-        let serve = |kind: &str, number: &str| {
-            let event = event(kind, "run", number);
-            world.serve.serve(&world.store, &world.airdrop, &source, &event).unwrap().kind
-        };
+        let serve = |kind: &str, number: &str| answer(&world, &source, kind, number);
         assert_eq!(serve(DATA, "1"), OutcomeKind::Done);
         let started = world.clock.elapsed();
         let kind = serve(FILES, "2");
@@ -753,7 +761,7 @@ fn a_page_that_cannot_be_stored_keeps_none_back_of_those_that_came_with_it() {
         let tracker = Tracker::new(&["a", "b"], |_: &Context, listing: &Listing, at| {
             let mut page = page(listing, at, 3);
             if (listing.stream(), at) == ("b", 2) {
-                page.push("attachments", Record::new("A-1", &json!({ "url": "no more of it" })).unwrap());
+                make_unstorable(&mut page);
             }
             Ok(page)
         });
@@ -780,14 +788,11 @@ fn what_came_ahead_of_a_page_that_cannot_be_stored_is_dropped_and_comes_again() 
         let tracker = Tracker::new(&["a", "b"], |_: &Context, listing: &Listing, at| {
             let mut page = page(listing, at, 6);
             if (listing.stream(), at) == ("b", 2) && !is_mended.load(Ordering::SeqCst) {
-                page.push("attachments", Record::new("A-1", &json!({ "url": "no more of it" })).unwrap());
+                make_unstorable(&mut page);
             }
             Ok(page)
         });
-        let serve = |event_type, number| {
-            let event = event(event_type, "run", number);
-            world.serve.serve(&world.store, &world.airdrop, &tracker, &event).unwrap().kind
-        };
+        let serve = |event_type, number| answer(&world, &tracker, event_type, number);
         assert_eq!(serve(DATA, "1"), OutcomeKind::Error, "{inline:?}");
         let announced = world.airdrop.announced("run");
         let of_b: Vec<_> = announced.iter().filter(|name| name.starts_with('b')).collect();
@@ -812,14 +817,11 @@ fn a_page_that_cannot_be_stored_keeps_no_id_of_an_upload_from_being_stored() {
         let tracker = Tracker::new(&["a"], |_: &Context, listing: &Listing, at| {
             let mut page = page(listing, at, 6);
             if at == 4 && !is_mended.load(Ordering::SeqCst) {
-                page.push("attachments", Record::new("A-1", &json!({ "url": "no more of it" })).unwrap());
+                make_unstorable(&mut page);
             }
             Ok(page)
         });
-        let serve = |event_type, number| {
-            let event = event(event_type, "run", number);
-            world.serve.serve(&world.store, &world.airdrop, &tracker, &event).unwrap().kind
-        };
+        let serve = |event_type, number| answer(&world, &tracker, event_type, number);
         assert_eq!(serve(DATA, "1"), OutcomeKind::Error, "{inline:?}");
         is_mended.store(true, Ordering::SeqCst);
         assert_eq!(serve(DATA_ON, "2"), OutcomeKind::Done, "{inline:?}");
